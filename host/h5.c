@@ -1,0 +1,457 @@
+#include "h5.h"
+
+#define H5_USE_110_API /* a later HDF5 then keeps the call signatures used here */
+#include <errno.h>
+#include <hdf5.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { MAX_CAUSE = 256 };
+
+struct dsv4_h5 {
+    hid_t id;
+    char *path;
+    char *part; /* the name until closing; NULL for a file opened for reading */
+};
+
+/* The innermost message of HDF5's error stack, of which a system error is only a part:
+ * "file write failed: time = ..., error message = 'No space left on device', buf = 0x..." */
+static herr_t innermost(unsigned depth, const H5E_error2_t *entry, void *message)
+{
+    static const char quote[] = "error message = '";
+    if (depth != 0 || entry->desc == NULL)
+        return 0;
+    const char *system = strstr(entry->desc, quote);
+    const char *text = system != NULL ? system + strlen(quote) : entry->desc;
+    snprintf(message, MAX_CAUSE, "%.*s", (int)strcspn(text, system != NULL ? "'" : ""), text);
+    return 0;
+}
+
+static int fail_hdf5(const char *path, const char *name, const char *what, dsv4_error *err)
+{
+    char cause[MAX_CAUSE] = "";
+    H5Ewalk2(H5E_DEFAULT, H5E_WALK_UPWARD, innermost, cause);
+    return dsv4_fail(err, "%s: %s%s%s%s%s", path, name != NULL ? name : "",
+                     name != NULL ? ": " : "", what, cause[0] != '\0' ? ": " : "", cause);
+}
+
+static char *concatenate(const char *a, const char *b)
+{
+    char *text = dsv4_alloc(strlen(a) + strlen(b) + 1, 1);
+    return strcat(strcpy(text, a), b);
+}
+
+static dsv4_h5 *new_file(const char *path, const char *suffix)
+{
+    H5dont_atexit(); /* after a failed close HDF5 would touch freed memory there */
+    H5Eset_auto2(H5E_DEFAULT, NULL, NULL); /* messages go through dsv4_error */
+    dsv4_h5 *file = dsv4_alloc(1, sizeof *file);
+    file->id = H5I_INVALID_HID;
+    file->path = concatenate(path, "");
+    file->part = suffix != NULL ? concatenate(path, suffix) : NULL;
+    return file;
+}
+
+static void free_file(dsv4_h5 *file)
+{
+    free(file->path);
+    free(file->part);
+    free(file);
+}
+
+/* Of a group, or of the file for its root group: no time of day, and all links in the object header.
+ * The heap that HDF5 makes of more than 8 links lies wherever its cache happened to flush it. */
+static void set_plain_group(hid_t creation)
+{
+    H5Pset_obj_track_times(creation, 0);
+    H5Pset_link_phase_change(creation, 65535, 0);
+}
+
+dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err)
+{
+    /* The rename at the end would replace a device file and fail on a directory: say so now. */
+    struct stat status;
+    if (path[0] == '\0' || (stat(path, &status) == 0 && !S_ISREG(status.st_mode))) {
+        dsv4_fail(err, "'%s': cannot write: not the name of a regular file", path);
+        return NULL;
+    }
+    dsv4_h5 *file = new_file(path, ".part");
+    FILE *probe = fopen(file->part, "ab"); /* for a plain reason: HDF5's messages are long */
+    if (probe == NULL) {
+        dsv4_fail(err, "%s: cannot create: %s", file->part, strerror(errno));
+        free_file(file);
+        return NULL;
+    }
+    fclose(probe);
+    hid_t creation = H5Pcreate(H5P_FILE_CREATE);
+    set_plain_group(creation);
+    hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+    H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18);
+    file->id = H5Fcreate(file->part, H5F_ACC_TRUNC, creation, access);
+    H5Pclose(access);
+    H5Pclose(creation);
+    if (file->id < 0) {
+        fail_hdf5(file->part, NULL, "cannot create", err);
+        free_file(file);
+        return NULL;
+    }
+    return file;
+}
+
+dsv4_h5 *dsv4_h5_open(const char *path, dsv4_error *err)
+{
+    dsv4_h5 *file = new_file(path, NULL);
+    FILE *probe = fopen(path, "rb");
+    if (probe == NULL) {
+        dsv4_fail(err, "%s: cannot open: %s", path, strerror(errno));
+        free_file(file);
+        return NULL;
+    }
+    fclose(probe);
+    if (H5Fis_hdf5(path) <= 0)
+        dsv4_fail(err, "%s: not an HDF5 file", path);
+    else if ((file->id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT)) < 0)
+        fail_hdf5(path, NULL, "cannot open", err);
+    if (file->id < 0) {
+        free_file(file);
+        return NULL;
+    }
+    return file;
+}
+
+int dsv4_h5_close(dsv4_h5 *file, dsv4_error *err)
+{
+    int result = 0;
+    if (H5Fclose(file->id) < 0)
+        result = fail_hdf5(file->path, NULL, "cannot finish writing", err);
+    else if (file->part != NULL && rename(file->part, file->path) != 0)
+        result = dsv4_fail(err, "%s: cannot rename to %s: %s", file->part, file->path,
+                           strerror(errno));
+    if (result != 0 && file->part != NULL)
+        unlink(file->part);
+    free_file(file);
+    return result;
+}
+
+void dsv4_h5_abandon(dsv4_h5 *file)
+{
+    if (file == NULL)
+        return;
+    H5Fclose(file->id);
+    if (file->part != NULL)
+        unlink(file->part);
+    free_file(file);
+}
+
+/* The groups above dataset `name`. Made one by one, because those that HDF5 makes on the way are not
+ * plain. */
+static int make_groups(dsv4_h5 *file, const char *name, dsv4_error *err)
+{
+    int result = 0;
+    char *path = concatenate(name, "");
+    hid_t creation = H5Pcreate(H5P_GROUP_CREATE);
+    set_plain_group(creation);
+    for (char *slash = strchr(path, '/'); slash != NULL && result == 0;
+         slash = strchr(slash + 1, '/')) {
+        *slash = '\0';
+        if (H5Lexists(file->id, path, H5P_DEFAULT) <= 0) {
+            hid_t group = H5Gcreate2(file->id, path, H5P_DEFAULT, creation, H5P_DEFAULT);
+            if (group < 0 || H5Gclose(group) < 0)
+                result = fail_hdf5(file->path, path, "cannot create the group", err);
+        }
+        *slash = '/';
+    }
+    H5Pclose(creation);
+    free(path);
+    return result;
+}
+
+/* The product of dims[0..rank), or -1 where it does not fit. */
+static int64_t product(int rank, const hsize_t *dims)
+{
+    uint64_t count = 1;
+    for (int i = 0; i < rank; i++)
+        if (__builtin_mul_overflow(count, (uint64_t)dims[i], &count))
+            return -1;
+    return count <= INT64_MAX / sizeof(double) ? (int64_t)count : -1;
+}
+
+int dsv4_h5_define(dsv4_h5 *file, const char *name, dsv4_h5_type type, int rank,
+                   const int64_t *shape, double fill, dsv4_error *err)
+{
+    const hid_t stored[] = {H5T_IEEE_F64LE, H5T_IEEE_F32LE, H5T_STD_I32LE, H5T_STD_I64LE};
+    if (rank < 0 || rank > DSV4_H5_MAX_RANK)
+        return dsv4_fail(err, "%s: %s: rank %d is not in 0..%d", file->path, name, rank,
+                         DSV4_H5_MAX_RANK);
+    hsize_t dims[DSV4_H5_MAX_RANK];
+    for (int i = 0; i < rank; i++) {
+        if (shape[i] < 0)
+            return dsv4_fail(err, "%s: %s: negative dimension", file->path, name);
+        dims[i] = (hsize_t)shape[i];
+    }
+    if (product(rank, dims) < 0)
+        return dsv4_fail(err, "%s: %s: too large", file->path, name);
+    if (make_groups(file, name, err) != 0)
+        return -1;
+
+    hid_t space = H5Screate_simple(rank, dims, NULL);
+    hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_obj_track_times(creation, 0);
+    H5Pset_layout(creation, H5D_CONTIGUOUS);
+    H5Pset_fill_value(creation, H5T_NATIVE_DOUBLE, &fill);
+    /* All space now: the layout of the file then depends on no order of writing, and a full disk is
+     * noticed before the work is done. */
+    H5Pset_alloc_time(creation, H5D_ALLOC_TIME_EARLY);
+    hid_t set = H5Dcreate2(file->id, name, stored[type], space, H5P_DEFAULT, creation, H5P_DEFAULT);
+    int result = 0;
+    if (set < 0 || H5Dclose(set) < 0)
+        result = fail_hdf5(file->path, name, "cannot create the dataset", err);
+    H5Pclose(creation);
+    H5Sclose(space);
+    return result;
+}
+
+static hid_t open_dataset(dsv4_h5 *file, const char *name, dsv4_error *err)
+{
+    hid_t set = H5Dopen2(file->id, name, H5P_DEFAULT);
+    if (set < 0)
+        dsv4_fail(err, "%s: no dataset %s", file->path, name);
+    return set;
+}
+
+/* Rank and shape of a dataset that fits dsv4_h5_data; -1 for those that do not. */
+static int get_shape(dsv4_h5 *file, const char *name, hid_t space, hsize_t *dims, dsv4_error *err)
+{
+    if (H5Sget_simple_extent_type(space) == H5S_NULL)
+        return dsv4_fail(err, "%s: %s: has no values (a null dataspace)", file->path, name);
+    int rank = H5Sget_simple_extent_ndims(space);
+    if (rank > DSV4_H5_MAX_RANK)
+        return dsv4_fail(err, "%s: %s: rank %d, at most %d is supported", file->path, name, rank,
+                         DSV4_H5_MAX_RANK);
+    if (rank < 0 || H5Sget_simple_extent_dims(space, dims, NULL) < 0)
+        return fail_hdf5(file->path, name, "cannot read the shape", err);
+    return rank;
+}
+
+static const char *class_name(H5T_class_t class)
+{
+    switch (class) {
+    case H5T_INTEGER: return "integer";
+    case H5T_FLOAT: return "float";
+    case H5T_STRING: return "string";
+    case H5T_ENUM: return "enumeration";
+    case H5T_COMPOUND: return "compound";
+    default: return "other";
+    }
+}
+
+/* HDF5 would clamp an integer that does not fit the stored type. */
+static int check_range(dsv4_h5 *file, const char *name, hid_t set, int64_t count,
+                       const int64_t *indices, dsv4_error *err)
+{
+    hid_t type = H5Dget_type(set);
+    size_t size = H5Tget_size(type);
+    H5Tclose(type);
+    for (int64_t i = 0; i < count && size == sizeof(int32_t); i++)
+        if (indices[i] < INT32_MIN || indices[i] > INT32_MAX)
+            return dsv4_fail(err, "%s: %s: %lld does not fit 32 bits", file->path, name,
+                             (long long)indices[i]);
+    return 0;
+}
+
+static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, int64_t row,
+                      int64_t rows, int64_t width, const double *values, const int64_t *indices,
+                      dsv4_error *err)
+{
+    hsize_t dims[DSV4_H5_MAX_RANK];
+    int rank = get_shape(file, name, space, dims, err);
+    if (rank < 0)
+        return -1;
+    int64_t row_size = rank > 0 ? product(rank - 1, dims + 1) : 0;
+    if (rank == 0 || row < 0 || rows < 0 || row > (int64_t)dims[0] - rows || width < 0 ||
+        width > row_size)
+        return dsv4_fail(err, "%s: %s: rows %lld..%lld of %lld values are outside the dataset",
+                         file->path, name, (long long)row, (long long)(row + rows),
+                         (long long)width);
+    if (rank > 2 && width != row_size)
+        return dsv4_fail(err, "%s: %s: %lld of %lld values: only whole rows at rank %d",
+                         file->path, name, (long long)width, (long long)row_size, rank);
+    if (rows * width == 0)
+        return 0;
+    if (indices != NULL && check_range(file, name, set, rows * width, indices, err) != 0)
+        return -1;
+
+    hsize_t start[DSV4_H5_MAX_RANK] = {(hsize_t)row};
+    dims[0] = (hsize_t)rows;
+    if (rank == 2)
+        dims[1] = (hsize_t)width;
+    H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, dims, NULL);
+    hid_t memory = H5Screate_simple(rank, dims, NULL);
+    herr_t status =
+        H5Dwrite(set, values != NULL ? H5T_NATIVE_DOUBLE : H5T_NATIVE_INT64, memory, space,
+                 H5P_DEFAULT, values != NULL ? (const void *)values : (const void *)indices);
+    H5Sclose(memory);
+    return status < 0 ? fail_hdf5(file->path, name, "cannot write", err) : 0;
+}
+
+int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,
+                  const double *values, const int64_t *indices, dsv4_error *err)
+{
+    hid_t set = open_dataset(file, name, err);
+    if (set < 0)
+        return -1;
+    hid_t space = H5Dget_space(set);
+    int result = write_rows(file, name, set, space, row, rows, width, values, indices, err);
+    H5Sclose(space);
+    if (H5Dclose(set) < 0)
+        result = fail_hdf5(file->path, name, "cannot write", err);
+    return result;
+}
+
+/* A few bytes can claim to be a dataset of any size (values never written): refuse what this
+ * machine could not hold. */
+static int check_size(dsv4_h5 *file, const char *name, int64_t count, dsv4_error *err)
+{
+    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    if (count < 0 || count > memory / (int64_t)sizeof(double))
+        return dsv4_fail(err, "%s: %s: too large for the memory of this machine", file->path, name);
+    return 0;
+}
+
+static int read_integers(dsv4_h5 *file, const char *name, hid_t set, hid_t type,
+                         dsv4_h5_data *data, dsv4_error *err)
+{
+    if (H5Tget_size(type) > sizeof(int64_t))
+        return dsv4_fail(err, "%s: %s: integers of %zu bytes, at most 8 are supported", file->path,
+                         name, H5Tget_size(type));
+    data->integer = true;
+    data->indices = dsv4_alloc((size_t)data->count, sizeof *data->indices);
+    /* Unsigned numbers come as unsigned ones, so that the top bit shows what does not fit: HDF5
+     * would clamp it. */
+    bool is_signed = H5Tget_sign(type) != H5T_SGN_NONE;
+    if (H5Dread(set, is_signed ? H5T_NATIVE_INT64 : H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL,
+                H5P_DEFAULT, data->indices) < 0)
+        return fail_hdf5(file->path, name, "cannot read", err);
+    for (int64_t i = 0; i < data->count && !is_signed; i++)
+        if (data->indices[i] < 0)
+            return dsv4_fail(err, "%s: %s: %llu does not fit a signed 64-bit number", file->path,
+                             name, (unsigned long long)data->indices[i]);
+    return 0;
+}
+
+static int read_floats(dsv4_h5 *file, const char *name, hid_t set, dsv4_h5_data *data,
+                       dsv4_error *err)
+{
+    data->values = dsv4_alloc((size_t)data->count, sizeof *data->values);
+    if (H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, data->values) < 0)
+        return fail_hdf5(file->path, name, "cannot read", err);
+    return 0;
+}
+
+static int read_dataset(dsv4_h5 *file, const char *name, hid_t set, hid_t space, hid_t type,
+                        dsv4_h5_data *data, dsv4_error *err)
+{
+    hsize_t dims[DSV4_H5_MAX_RANK];
+    data->rank = get_shape(file, name, space, dims, err);
+    if (data->rank < 0)
+        return -1;
+    data->count = product(data->rank, dims);
+    if (check_size(file, name, data->count, err) != 0)
+        return -1;
+    for (int i = 0; i < data->rank; i++)
+        data->shape[i] = (int64_t)dims[i];
+    H5T_class_t class = H5Tget_class(type);
+    if (class == H5T_INTEGER)
+        return read_integers(file, name, set, type, data, err);
+    if (class == H5T_FLOAT)
+        return read_floats(file, name, set, data, err);
+    return dsv4_fail(err, "%s: %s: expected integers or floats, got type class %s", file->path,
+                     name, class_name(class));
+}
+
+int dsv4_h5_read(dsv4_h5 *file, const char *name, dsv4_h5_data *data, dsv4_error *err)
+{
+    memset(data, 0, sizeof *data);
+    hid_t set = open_dataset(file, name, err);
+    if (set < 0)
+        return -1;
+    hid_t space = H5Dget_space(set);
+    hid_t type = H5Dget_type(set);
+    int result = read_dataset(file, name, set, space, type, data, err);
+    H5Tclose(type);
+    H5Sclose(space);
+    H5Dclose(set);
+    if (result != 0)
+        dsv4_h5_data_free(data);
+    return result;
+}
+
+void dsv4_h5_data_free(dsv4_h5_data *data)
+{
+    free(data->values);
+    free(data->indices);
+    memset(data, 0, sizeof *data);
+}
+
+bool dsv4_h5_has(dsv4_h5 *file, const char *name)
+{
+    hid_t set = H5Dopen2(file->id, name, H5P_DEFAULT);
+    if (set < 0)
+        return false;
+    H5Dclose(set);
+    return true;
+}
+
+typedef struct {
+    dsv4_h5 *file;
+    char **names;
+    int64_t count;
+} name_list;
+
+static herr_t add_name(hid_t group, const char *name, const H5L_info_t *link, void *context)
+{
+    name_list *list = context;
+    (void)group;
+    if (link->type != H5L_TYPE_HARD || !dsv4_h5_has(list->file, name))
+        return 0;
+    if ((list->count & (list->count - 1)) == 0) { /* doubled at every power of two */
+        char **grown = dsv4_alloc(2 * (size_t)list->count + 1, sizeof *grown);
+        if (list->count > 0)
+            memcpy(grown, list->names, (size_t)list->count * sizeof *grown);
+        free(list->names);
+        list->names = grown;
+    }
+    list->names[list->count++] = concatenate(name, "");
+    return 0;
+}
+
+static int compare_names(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+char **dsv4_h5_names(dsv4_h5 *file, int64_t *count, dsv4_error *err)
+{
+    name_list list = {.file = file};
+    if (H5Lvisit(file->id, H5_INDEX_NAME, H5_ITER_INC, add_name, &list) < 0) {
+        fail_hdf5(file->path, NULL, "cannot list the datasets", err);
+        dsv4_h5_names_free(list.names, list.count);
+        *count = 0;
+        return NULL;
+    }
+    if (list.names == NULL)
+        list.names = dsv4_alloc(1, sizeof *list.names);
+    qsort(list.names, (size_t)list.count, sizeof *list.names, compare_names);
+    *count = list.count;
+    return list.names;
+}
+
+void dsv4_h5_names_free(char **names, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        free(names[i]);
+    free(names);
+}

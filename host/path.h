@@ -1,0 +1,45 @@
+/* What a forward path (ref, later fast and cuda) offers to the commands around it. */
+#ifndef DSV4_PATH_H
+#define DSV4_PATH_H
+
+#include "model.h"
+
+/* A named tensor on its way through the forward pass. The tap sees every one, and may overwrite it:
+ * what follows then computes with what the tap left. */
+typedef struct {
+    const char *name;  /* as in the trace files: "attn_in", "q", "selected" ... */
+    int64_t layer;     /* num_hidden_layers + i for mtp.i */
+    int64_t row, rows; /* the rows of the whole run's tensor that these are: tokens, or groups */
+    int rank;          /* of one row: 1 or 2 */
+    int64_t dim[2];    /* shape of one row; index_score has only the visible entries */
+    double *values;    /* [rows, dim...], or NULL where the tensor holds indices: */
+    int64_t *indices;  /* route_index and selected */
+} dsv4_point;
+
+typedef struct {
+    void (*at)(void *context, const dsv4_point *point);
+    void *context;
+} dsv4_tap;
+
+typedef struct dsv4_run dsv4_run; /* one sequence on one path: weights by reference, and its state */
+
+typedef struct {
+    const char *name; /* as in --path */
+    /* A run of at most `max_tokens` tokens. The model must outlive it. `tap` may be NULL. */
+    dsv4_run *(*open)(const dsv4_model *model, dsv4_numerics numerics, int64_t max_tokens,
+                      const dsv4_tap *tap, dsv4_error *err);
+    /* The next `n` tokens: logits [n, vocab_size]. -1 when a weight that was read is NaN, an id is out of
+     * range, the run is full, or a logit is not finite. */
+    int (*forward)(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err);
+    /* MTP for the same n tokens as the forward call just before: next_ids[i] follows ids[i]. */
+    int (*mtp)(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err);
+    void (*close)(dsv4_run *run);
+} dsv4_path;
+
+extern const dsv4_path dsv4_path_ref; /* ref/path.c */
+
+/* The path of that name, or NULL; dsv4_path_names() is "ref" and so on, for messages. */
+const dsv4_path *dsv4_path_find(const char *name);
+const char *dsv4_path_names(void);
+
+#endif

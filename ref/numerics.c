@@ -1,0 +1,54 @@
+/* spec/numerics.md: rounding, and the points where the released contract rounds. */
+#include "ref.h"
+
+#include <math.h>
+
+/* numerics.exact.1: In the exact contract a rounding point returns its value unchanged, and no
+ * activation is quantised. */
+static bool exact(const ref_context *c)
+{
+    return c->numerics == DSV4_EXACT;
+}
+
+double ref_round_to(double x, int precision, int min_exponent)
+{
+    if (x == 0 || !isfinite(x))
+        return x;
+    /* numerics.round.1: The nearest value of a format with p bits and smallest exponent q is x /
+     * ulp rounded to an integer, ties to even, times ulp, where ulp = 2^(max(floor(log2 |x|), q) -
+     * (p - 1)). */
+    int exponent = ilogb(x) > min_exponent ? ilogb(x) : min_exponent;
+    double ulp = ldexp(1, exponent - (precision - 1));
+    return rint(x / ulp) * ulp;
+}
+
+/* numerics.overflow.1: Binary32 and bf16 share their range: a rounded magnitude of 2^128 or more is
+ * infinite. */
+static double overflow(double x)
+{
+    return fabs(x) >= 0x1p128 ? copysign(INFINITY, x) : x;
+}
+
+double ref_f32(const ref_context *c, double x)
+{
+    /* numerics.f32.1: Binary32 has p = 24 and q = -126. */
+    return exact(c) ? x : overflow(ref_round_to(x, 24, -126));
+}
+
+double ref_bf16(const ref_context *c, double x)
+{
+    /* numerics.bf16.1: bf16 has p = 8 and q = -126: a binary32 number without its last 16 bits. */
+    return exact(c) ? x : overflow(ref_round_to(x, 8, -126));
+}
+
+void ref_f32_all(const ref_context *c, double *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        x[i] = ref_f32(c, x[i]);
+}
+
+void ref_bf16_all(const ref_context *c, double *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        x[i] = ref_bf16(c, x[i]);
+}

@@ -1,0 +1,115 @@
+/* The reference behind the interface of host/path.h, and the tap. Not a chapter. */
+#include "ref.h"
+
+#include <math.h>
+#include <stdlib.h>
+
+void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
+             int64_t dim1, double *values)
+{
+    dsv4_point point = {.name = name, .layer = c->layer, .row = row, .rows = rows,
+                        .rank = dim1 != 0 ? 2 : 1, .dim = {dim0, dim1}, .values = values};
+    if (c->tap != NULL)
+        c->tap->at(c->tap->context, &point);
+}
+
+void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
+                     int64_t *indices)
+{
+    dsv4_point point = {.name = name, .layer = c->layer, .row = row, .rows = rows, .rank = 1,
+                        .dim = {dim0, 0}, .indices = indices};
+    if (c->tap != NULL)
+        c->tap->at(c->tap->context, &point);
+}
+
+struct dsv4_run {
+    const dsv4_model *model;
+    ref_context context;
+    ref_state *state;
+    double *h; /* [h_tokens, n, D]: the streams of the last forward call, for MTP */
+    int64_t h_tokens;
+};
+
+static dsv4_run *open_run(const dsv4_model *model, dsv4_numerics numerics, int64_t max_tokens,
+                          const dsv4_tap *tap, dsv4_error *err)
+{
+    if (max_tokens < 1) {
+        dsv4_fail(err, "a run of %lld tokens: expected at least 1", (long long)max_tokens);
+        return NULL;
+    }
+    dsv4_run *run = dsv4_alloc(1, sizeof *run);
+    run->model = model;
+    run->context = (ref_context){.config = &model->config, .numerics = numerics, .tap = tap};
+    run->state = ref_state_new(&model->config, model->mtp != NULL ? 1 : 0, max_tokens);
+    return run;
+}
+
+static int check_call(const dsv4_run *run, const int64_t *ids, int64_t n, int64_t position,
+                      dsv4_error *err)
+{
+    int64_t V = run->model->config.vocab_size;
+    if (n < 1 || n > run->state->max_tokens - position)
+        return dsv4_fail(err, "%lld tokens after %lld, expected 1 or more and at most %lld in all",
+                         (long long)n, (long long)position, (long long)run->state->max_tokens);
+    for (int64_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= V)
+            return dsv4_fail(err, "token %lld has id %lld, expected 0..%lld",
+                             (long long)(position + i), (long long)ids[i], (long long)(V - 1));
+    return 0;
+}
+
+static int check_logits(const double *logits, int64_t n, int64_t V, int64_t position,
+                        const char *what, dsv4_error *err)
+{
+    for (int64_t i = 0; i < n * V; i++)
+        if (!isfinite(logits[i]))
+            return dsv4_fail(err, "%s [%lld, %lld] is %g, expected a finite number: the weights "
+                             "make the model overflow", what, (long long)(position + i / V),
+                             (long long)(i % V), logits[i]);
+    return 0;
+}
+
+static int forward(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err)
+{
+    const dsv4_config *config = run->context.config;
+    int64_t position = run->state->position;
+    if (check_call(run, ids, n, position, err) != 0)
+        return -1;
+    free(run->h);
+    run->h = ref_new(n * config->hc_mult * config->hidden_size);
+    run->h_tokens = n;
+    run->context.error = err;
+    ref_forward(&run->context, run->model, run->state, ids, n, run->h, logits);
+    if (err->text[0] != '\0')
+        return -1;
+    return check_logits(logits, n, config->vocab_size, position, "logits", err);
+}
+
+static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err)
+{
+    const dsv4_config *config = run->context.config;
+    int64_t position = run->state->mtp_position;
+    if (run->model->mtp == NULL)
+        return dsv4_fail(err, "the model was opened without its MTP layer");
+    if (n != run->h_tokens || position + n != run->state->position)
+        return dsv4_fail(err, "MTP of %lld tokens after %lld, expected the %lld of the last forward "
+                         "call", (long long)n, (long long)position, (long long)run->h_tokens);
+    if (check_call(run, next_ids, n, position, err) != 0)
+        return -1;
+    run->context.error = err;
+    ref_mtp(&run->context, run->model, run->state, next_ids, run->h, n, logits);
+    if (err->text[0] != '\0')
+        return -1;
+    return check_logits(logits, n, config->vocab_size, position, "mtp_logits", err);
+}
+
+static void close_run(dsv4_run *run)
+{
+    if (run == NULL)
+        return;
+    ref_state_free(run->state);
+    free(run->h);
+    free(run);
+}
+
+const dsv4_path dsv4_path_ref = {"ref", open_run, forward, mtp, close_run};
