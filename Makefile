@@ -1,55 +1,106 @@
 # dsv4: the DeepSeek-V4-Flash reference and conformance suite.  Bare `make` is help.
 
-BUILD    ?= build
+BUILD ?= build
+OPT   ?= -O2 -g
 ifeq ($(origin CC),default)
-CC       := gcc
+CC := gcc
 endif
-OPT      ?= -O2 -g
-# No fast-math and no fused multiply-add behind the writer's back: spec/numerics.md.
-STRICT   := -std=c11 -D_GNU_SOURCE -ffp-contract=off -fno-fast-math -Wall -Wextra -Wpedantic \
-            -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -Werror=implicit
-PACKAGES := hdf5 jansson
-CFLAGS   += $(STRICT) $(OPT) -I. $(shell pkg-config --cflags $(PACKAGES) gsl 2>/dev/null)
-LDLIBS   += $(shell pkg-config --libs $(PACKAGES) gsl 2>/dev/null) -lm
+# Checkpoints and traces of an independent implementation. The repository carries a part of them (logits
+# without traces); the tests that need the whole are skipped without it.
+ORACLE ?= $(firstword $(wildcard ../shared/oracle) tests/oracle)
 
-VERSION  := 0.1.0
-CFLAGS   += -DDSV4_VERSION='"$(VERSION)"'
+VERSION := 0.1.0
+# No fast-math, and no fused multiply-add that the writer did not ask for: spec/numerics.md.
+FLAGS := -std=c11 -D_GNU_SOURCE -DDSV4_VERSION='"$(VERSION)"' -I. -ffp-contract=off -fno-fast-math \
+         -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
+         $(shell pkg-config --cflags hdf5 jansson gsl 2>/dev/null)
+LIBS  := $(shell pkg-config --libs hdf5 jansson gsl 2>/dev/null) -lm
 
 MAIN  := host/dsv4.c
 LIB   := $(filter-out $(MAIN),$(wildcard host/*.c)) $(wildcard ref/*.c)
-TESTS := $(patsubst tests/%.c,%,$(wildcard tests/test_*.c))
 AIDS  := $(filter-out tests/test_%.c tests/tool_%.c,$(wildcard tests/*.c))
-TOOLS := $(patsubst tests/%.c,%,$(wildcard tests/tool_*.c))
+TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+TOOLS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/tool_*.c))
 obj    = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
+# make V=1 shows whole commands.
+ifeq ($(V),)
+Q   := @
+say := @printf '  %s %s\n'
+else
+Q   :=
+say := @true
+endif
 
 .DEFAULT_GOAL := help
 .SECONDARY:
 
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
+	@echo
+	@echo 'Variables: BUILD=$(BUILD)  CC=$(CC)  OPT="$(OPT)"  ORACLE=$(ORACLE)  V=1'
+
+demo: setup ## install what is needed, build, and run the model on a small checkpoint
+	$(Q)$(MAKE) --no-print-directory build tools
+	$(Q)BUILD=$(BUILD) ci/demo.sh
+
+check: setup ## install what is needed, build, and run all tests
+	$(Q)ORACLE=$(abspath $(ORACLE)) ci/check.sh
+
+setup: ## install the packages that are missing (Debian)
+	$(Q)ci/setup.sh
+
 build: $(BUILD)/dsv4 ## compile build/dsv4
 
-$(BUILD)/obj/%.o: %.c Makefile
-	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c $< -o $@
+tests: $(BUILD)/dsv4 $(TESTS) $(TOOLS) ## compile the tests
 
-$(BUILD)/libdsv4.a: $(call obj,$(LIB))
-	@rm -f $@
-	ar rcs $@ $^
+tools: $(TOOLS)
 
-$(BUILD)/dsv4: $(call obj,$(MAIN)) $(BUILD)/libdsv4.a
-	$(CC) $(CFLAGS) $(LDFLAGS) $^ $(LDLIBS) -o $@
+test: tests ## compile and run the tests of this build only
+	$(Q)DSV4_ORACLE=$(abspath $(ORACLE)) ci/run-tests.sh $(BUILD)
 
-$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
-	@mkdir -p $(@D)
-	$(CC) $(CFLAGS) $(LDFLAGS) $^ -lcmocka $(LDLIBS) -o $@
+asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/asan \
+	    OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
--include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+coverage: ## line and branch coverage of ref/ and host/; fails under 95 % of lines
+	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/coverage OPT="-O0 -g --coverage"
+	$(Q)ci/coverage.sh $(BUILD)/coverage
 
-tests: $(BUILD)/dsv4 $(TESTS:%=$(BUILD)/tests/%) $(TOOLS:%=$(BUILD)/tests/%) ## compile the tests
+spec-check: ## compare the rules of spec/ with code and tests
+	$(Q)ci/spec-check.sh
 
-help: ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+spec-sync: ## rewrite the rule comments in the code with the text of spec/
+	$(Q)ci/spec-check.sh --sync
+
+status: ## rewrite the status table of README.md from the last test run
+	$(Q)ci/status.sh $(BUILD)
+
+transformers-check: build ## compare with the transformers package (needs Python; installs into build/venv)
+	$(Q)ORACLE=$(abspath $(ORACLE)) ci/transformers-check.sh $(BUILD)
 
 clean: ## remove what was built
 	rm -rf $(BUILD)
 
-.PHONY: build tests help clean
+$(BUILD)/obj/%.o: %.c Makefile
+	@mkdir -p $(@D)
+	$(say) CC $<
+	$(Q)$(CC) $(CPPFLAGS) $(FLAGS) $(OPT) $(CFLAGS) -MMD -MP -c $< -o $@
+
+$(BUILD)/libdsv4.a: $(call obj,$(LIB))
+	$(say) AR $@
+	$(Q)rm -f $@ && ar rcs $@ $^
+
+$(BUILD)/dsv4: $(call obj,$(MAIN)) $(BUILD)/libdsv4.a
+	$(say) LD $@
+	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+
+$(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
+	@mkdir -p $(@D)
+	$(say) LD $@
+	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
+
+.PHONY: help demo check setup build tests tools test asan coverage spec-check spec-sync status \
+        transformers-check clean

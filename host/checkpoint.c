@@ -221,13 +221,11 @@ static int index_names(dsv4_checkpoint *c, dsv4_error *err)
 static dsv4_tensor *append_tensor(dsv4_checkpoint *c)
 {
     if (c->count == c->capacity) {
-        size_t capacity = c->capacity * 2 + 64;
-        dsv4_tensor *tensors = dsv4_alloc(capacity, sizeof *tensors);
-        if (c->count > 0)
-            memcpy(tensors, c->tensors, c->count * sizeof *tensors);
+        c->capacity *= 2;
+        dsv4_tensor *tensors = dsv4_alloc(c->capacity, sizeof *tensors);
+        memcpy(tensors, c->tensors, c->count * sizeof *tensors);
         free(c->tensors);
         c->tensors = tensors;
-        c->capacity = capacity;
     }
     return &c->tensors[c->count++];
 }
@@ -445,6 +443,8 @@ dsv4_checkpoint *dsv4_checkpoint_open(const char *dir, dsv4_error *err)
 {
     dsv4_checkpoint *checkpoint = dsv4_alloc(1, sizeof *checkpoint);
     checkpoint->index = json_object();
+    checkpoint->capacity = 64;
+    checkpoint->tensors = dsv4_alloc(checkpoint->capacity, sizeof *checkpoint->tensors);
     if (open_files(checkpoint, dir, err) == 0 && index_names(checkpoint, err) == 0)
         return checkpoint;
     dsv4_checkpoint_close(checkpoint);

@@ -30,6 +30,7 @@ static herr_t innermost(unsigned depth, const H5E_error2_t *entry, void *message
     return 0;
 }
 
+/* To be called before any other call of HDF5, which would clear the error stack. */
 static int fail_hdf5(const char *path, const char *name, const char *what, dsv4_error *err)
 {
     char cause[MAX_CAUSE] = "";
@@ -79,22 +80,16 @@ dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err)
         return NULL;
     }
     dsv4_h5 *file = new_file(path, ".part");
-    FILE *probe = fopen(file->part, "ab"); /* for a plain reason: HDF5's messages are long */
-    if (probe == NULL) {
-        dsv4_fail(err, "%s: cannot create: %s", file->part, strerror(errno));
-        free_file(file);
-        return NULL;
-    }
-    fclose(probe);
     hid_t creation = H5Pcreate(H5P_FILE_CREATE);
     set_plain_group(creation);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18);
     file->id = H5Fcreate(file->part, H5F_ACC_TRUNC, creation, access);
+    if (file->id < 0)
+        fail_hdf5(file->part, NULL, "cannot create", err);
     H5Pclose(access);
     H5Pclose(creation);
     if (file->id < 0) {
-        fail_hdf5(file->part, NULL, "cannot create", err);
         free_file(file);
         return NULL;
     }
@@ -104,14 +99,7 @@ dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err)
 dsv4_h5 *dsv4_h5_open(const char *path, dsv4_error *err)
 {
     dsv4_h5 *file = new_file(path, NULL);
-    FILE *probe = fopen(path, "rb");
-    if (probe == NULL) {
-        dsv4_fail(err, "%s: cannot open: %s", path, strerror(errno));
-        free_file(file);
-        return NULL;
-    }
-    fclose(probe);
-    if (H5Fis_hdf5(path) <= 0)
+    if (H5Fis_hdf5(path) == 0)
         dsv4_fail(err, "%s: not an HDF5 file", path);
     else if ((file->id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT)) < 0)
         fail_hdf5(path, NULL, "cannot open", err);

@@ -1,7 +1,6 @@
 /* spec/indexer.md: CSA's choice of compressed entries. */
 #include "ref.h"
 
-#include <gsl/gsl_heapsort.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -59,27 +58,21 @@ void ref_index_scores(const ref_context *c, const double *iq, const double *w, c
     }
 }
 
-/* Larger first; of equals the lower index, which has the lower address. */
-static int by_score(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return x > y ? -1 : x < y ? 1 : (const double *)a < (const double *)b ? -1 : 1;
-}
-
 /* The k best of `count` scores (all, if fewer) -> selected; returns how many. */
 int64_t ref_select(const double *score, int64_t count, int64_t k, int64_t *selected)
 {
-    if (count == 0)
-        return 0;
-    size_t *order = dsv4_alloc((size_t)count, sizeof *order);
-    /* indexer.select.1: The index_topk visible entries of the largest scores are kept; all, if
-     * fewer are visible. */
-    /* indexer.select.2: They are listed by descending score. Of equal scores any may be taken, in
-     * any order; the reference prefers the lower index. */
-    gsl_heapsort_index(order, score, (size_t)count, sizeof *score, by_score);
-    int64_t kept = count < k ? count : k;
-    for (int64_t i = 0; i < kept; i++)
-        selected[i] = (int64_t)order[i];
-    free(order);
+    int64_t kept = 0;
+    for (int64_t g = 0; g < count; g++) {
+        /* indexer.select.1: The index_topk visible entries of the largest scores are kept; all, if
+         * fewer are visible. */
+        if (kept == k && !(score[g] > score[selected[k - 1]]))
+            continue;
+        int64_t at = kept < k ? kept++ : k - 1;
+        /* indexer.select.2: They are listed by descending score. Of equal scores any may be taken,
+         * in any order; the reference prefers the lower index. */
+        for (; at > 0 && score[g] > score[selected[at - 1]]; at--)
+            selected[at] = selected[at - 1];
+        selected[at] = g;
+    }
     return kept;
 }

@@ -9,8 +9,9 @@ double ref_decode_e2m1(int code)
 {
     /* quant.e2m1.1: An E2M1 code has a sign in bit 3; its other three bits 0..7 stand for the
      * magnitudes 0, 0.5, 1, 1.5, 2, 3, 4, 6. */
-    static const double magnitude[8] = {0, 0.5, 1, 1.5, 2, 3, 4, 6};
-    return code & 8 ? -magnitude[code & 7] : magnitude[code & 7];
+    static const double value[16] = {0,  0.5,  1,  1.5,  2,  3,  4,  6,
+                                     -0., -0.5, -1, -1.5, -2, -3, -4, -6};
+    return value[code];
 }
 
 double ref_decode_e4m3(int code)
@@ -23,9 +24,9 @@ double ref_decode_e4m3(int code)
     if (exponent == 15 && mantissa == 7)
         return NAN;
     else if (exponent == 0)
-        magnitude = ldexp(mantissa, -9);
+        magnitude = mantissa * 0x1p-9;
     else
-        magnitude = ldexp(8 + mantissa, exponent - 10);
+        magnitude = ((8 + mantissa) << exponent) * 0x1p-10;
     return code & 128 ? -magnitude : magnitude;
 }
 
@@ -103,9 +104,13 @@ static void decode_row(const dsv4_matrix *w, int64_t row, double *values)
         /* quant.fp8.1: An FP8 matrix holds one E4M3 code per value, and one E8M0 scale per block of
          * 128 x 128 values (the last blocks may be smaller): M[o, i] = code[o, i] scale[o div 128,
          * i div 128]. */
-        const uint8_t *scale = w->scale + row / 128 * ((w->cols + 127) / 128);
-        for (int64_t i = 0; i < w->cols; i++)
-            values[i] = ref_decode_e4m3(data[first + i]) * ref_decode_e8m0(scale[i / 128]);
+        const uint8_t *scales = w->scale + row / 128 * ((w->cols + 127) / 128);
+        double scale = 0;
+        for (int64_t i = 0; i < w->cols; i++) {
+            if (i % 128 == 0)
+                scale = ref_decode_e8m0(scales[i / 128]);
+            values[i] = ref_decode_e4m3(data[first + i]) * scale;
+        }
         break;
     }
     default: {
@@ -113,10 +118,13 @@ static void decode_row(const dsv4_matrix *w, int64_t row, double *values)
          * first, and one E8M0 scale per 32 values of a row: M[o, i] = code[o, i] scale[o, i div
          * 32]. */
         const unsigned char *bytes = data + first / 2;
-        const uint8_t *scale = w->scale + row * (w->cols / 32);
+        const uint8_t *scales = w->scale + row * (w->cols / 32);
+        double scale = 0;
         for (int64_t i = 0; i < w->cols; i++) {
+            if (i % 32 == 0)
+                scale = ref_decode_e8m0(scales[i / 32]);
             int code = i % 2 == 0 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4;
-            values[i] = ref_decode_e2m1(code) * ref_decode_e8m0(scale[i / 32]);
+            values[i] = ref_decode_e2m1(code) * scale;
         }
     }
     }

@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Everything an evaluation shares. Arrays are row-major binary64; in RELEASED their values are binary32
- * or bf16 values. `S` tokens; other dimensions are in `c`. */
+/* Everything an evaluation shares. Arrays are row-major binary64; in RELEASED what they hold are
+ * binary32 or bf16 values. `S` tokens; other dimensions are in `c`. */
 typedef struct {
     const dsv4_model *model;
     const dsv4_config *c;
@@ -56,26 +56,20 @@ static void clear(pass *p)
 
 /* ---- the tap ---- */
 
+/* Rows [row, row + rows) of a tensor whose rows are [dim0] or, with dim1, [dim0, dim1]. */
 static void show_rows(const pass *p, const char *name, int64_t layer, int64_t row, int64_t rows,
                       int64_t dim0, int64_t dim1, double *x, int64_t *indices)
 {
-    if (!p->tap || rows * dim0 == 0)
-        return;
     dsv4_point point = {.name = name, .layer = layer, .row = row, .rows = rows,
                         .rank = dim1 ? 2 : 1, .dim = {dim0, dim1}, .values = x, .indices = indices};
-    p->tap->at(p->tap->context, &point);
+    if (p->tap && rows * dim0 > 0)
+        p->tap->at(p->tap->context, &point);
 }
 
-/* A whole tensor [rows, dim0] or, with dim1, [rows, dim0, dim1]. */
 static void show(const pass *p, const char *name, int64_t layer, int64_t rows, int64_t dim0,
                  int64_t dim1, double *x)
 {
     show_rows(p, name, layer, 0, rows, dim0, dim1, x, NULL);
-}
-
-static void show_indices(const pass *p, const char *name, int64_t layer, int64_t dim0, int64_t *x)
-{
-    show_rows(p, name, layer, 0, p->S, dim0, 0, NULL, x);
 }
 
 /* ---- number formats ---- */
@@ -102,8 +96,8 @@ static double ieee16(unsigned code, int exponent_bits, int mantissa_bits)
     return code >> 15 ? -INFINITY : INFINITY;
 }
 
-/* The nearest of grid[0..count), non-negative and ascending, with the sign of x; of two equally near the
- * one of even index, which is the one of even code. */
+/* The nearest of grid[0..count), non-negative and ascending, with the sign of x; of two equally
+ * near the one of even index, which is the one of even code. */
 static double nearest(const double *grid, int64_t count, double x)
 {
     double magnitude = fabs(x);
@@ -124,8 +118,8 @@ static double nearest(const double *grid, int64_t count, double x)
     return copysign(grid[pick], x);
 }
 
-/* The binary32 results of RELEASED. A sum, product, quotient or square root of binary32 values taken in
- * binary64 and rounded here is the correctly rounded binary32 one. */
+/* The binary32 results of RELEASED. A sum, product, quotient or square root of binary32 values,
+ * taken in binary64 and rounded here, is the correctly rounded binary32 one. */
 static double f32(const pass *p, double x)
 {
     return p->released ? (double)(float)x : x;
@@ -145,8 +139,19 @@ static double multiply_add(const pass *p, double sum, double a, double b)
     return f32(p, sum + f32(p, a * b));
 }
 
-/* Quantise-dequantise x[count] in place, per `block` values, with one power of two as scale. Neither
- * format's dequantised values need rounding: four significant bits, and scales far above underflow. */
+static double dot(const pass *p, const double *a, const double *b, int64_t count)
+{
+    double sum = 0;
+    float single = 0;
+    for (int64_t i = 0; !p->released && i < count; i++)
+        sum += a[i] * b[i];
+    for (int64_t i = 0; p->released && i < count; i++)
+        single += (float)a[i] * (float)b[i];
+    return p->released ? (double)single : sum;
+}
+
+/* Quantise-dequantise x[count] in place, per `block` values, with one power of two as scale. What
+ * comes out needs no rounding to bf16: at most four significant bits, and no scale underflows. */
 static void quantise(const pass *p, double *x, int64_t count, int64_t block, double least,
                      const double *grid, int64_t codes)
 {
@@ -246,19 +251,17 @@ static double *load_bf16(pass *p, const dsv4_matrix *m)
 
 /* ---- linear maps ---- */
 
-/* y[rows, out] = x[rows, in] w[out, in] transposed; sums per `block` of `in`, then over the blocks. */
-static double *product(pass *p, const double *w, int64_t out, int64_t in, const double *x, int64_t rows,
-                       int64_t block)
+/* y[rows, out] = x[rows, in] w[out, in]^T, summed per `block` of `in`, then over the blocks. */
+static double *product(pass *p, const double *w, int64_t out, int64_t in, const double *x,
+                       int64_t rows, int64_t block)
 {
     double *y = values(p, rows * out);
     for (int64_t s = 0; s < rows; s++)
         for (int64_t o = 0; o < out; o++) {
             double sum = 0;
             for (int64_t start = 0; start < in; start += block) {
-                double part = 0;
-                for (int64_t i = start; i < in && i < start + block; i++)
-                    part = multiply_add(p, part, w[o * in + i], x[s * in + i]);
-                sum = f32(p, sum + part);
+                int64_t count = start + block < in ? block : in - start;
+                sum = f32(p, sum + dot(p, w + o * in + start, x + s * in + start, count));
             }
             y[s * out + o] = sum;
         }
@@ -278,8 +281,8 @@ static double *wide_linear(pass *p, const dsv4_matrix *m, const double *x, int64
     return product(p, load(p, m), m->rows, m->cols, x, rows, m->cols);
 }
 
-/* FP8 and FP4 matrices quantise their input; others are BF16 linears. Codes are multiplied here with
- * their scales on: powers of two, which do not change how a sum rounds. */
+/* FP8 and FP4 matrices quantise their input; others are BF16 linears. Codes are multiplied with
+ * their scales on here: powers of two, which do not change how a sum rounds. */
 static double *linear(pass *p, const dsv4_matrix *m, const double *x, int64_t rows)
 {
     double *y;
@@ -296,19 +299,11 @@ static double *linear(pass *p, const dsv4_matrix *m, const double *x, int64_t ro
 
 /* ---- elementwise pieces ---- */
 
-static double mean_square(const pass *p, const double *x, int64_t count)
-{
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++)
-        sum = multiply_add(p, sum, x[i], x[i]);
-    return f32(p, sum / (double)count);
-}
-
 /* 1 / sqrt(mean(x^2) + rms_norm_eps) */
 static double inverse_rms(const pass *p, const double *x, int64_t count)
 {
-    double shifted = f32(p, mean_square(p, x, count) + f32(p, p->c->rms_norm_eps));
-    return f32(p, 1 / sqrt(shifted));
+    double mean = f32(p, dot(p, x, x, count) / (double)count);
+    return f32(p, 1 / sqrt(f32(p, mean + f32(p, p->c->rms_norm_eps))));
 }
 
 /* RMSNorm of x[rows, width of `weight`] into a new array. */
@@ -459,7 +454,8 @@ static void sinkhorn(const pass *p, double *c)
 }
 
 /* new x[k] = post[k] y + sum_j C[j, k] x[j], in place */
-static void hc_expand(pass *p, const dsv4_hc *hc, const double *mixes, const double *y, double *streams)
+static void hc_expand(pass *p, const dsv4_hc *hc, const double *mixes, const double *y,
+                      double *streams)
 {
     int64_t n = p->c->hc_mult, D = p->c->hidden_size;
     double *base = load(p, &hc->base), *scale = load(p, &hc->scale);
@@ -484,8 +480,8 @@ static void hc_expand(pass *p, const dsv4_hc *hc, const double *mixes, const dou
 
 /* ---- compressed entries ---- */
 
-/* Channel c of group g, before the norm: pooled over the group's r tokens or, overlapping, over the first
- * half of the channels of the r tokens before them as well. a, z: [S, channels]. */
+/* Channel c of group g, before the norm: pooled over the group's r tokens and, with overlap, over
+ * the first half of the channels of the r tokens before them too. a, z: [S, channels]. */
 static double pool(const pass *p, const double *a, const double *z, const double *ape, int64_t r,
                    int64_t width, bool overlap, int64_t g, int64_t c)
 {
@@ -533,18 +529,19 @@ static void quantise_entry(const pass *p, double *entry)
 
 /* ---- the indexer ---- */
 
-/* Hadamard (Sylvester: the sign is the parity of the common bits) and QDQ of x[width], in place. */
-static void hadamard_quant(const pass *p, double *x, int64_t width, double *scratch)
+/* Hadamard and QDQ of x[rows, width]. Sylvester: the sign is the parity of the common bits. */
+static double *hadamard_quant(pass *p, const double *x, int64_t rows, int64_t width)
 {
-    double factor = f32(p, 1 / sqrt((double)width));
-    for (int64_t i = 0; i < width; i++) {
-        double sum = 0;
+    double *sign = values(p, width * width), factor = f32(p, 1 / sqrt((double)width));
+    for (int64_t i = 0; i < width; i++)
         for (int64_t j = 0; j < width; j++)
-            sum = f32(p, __builtin_parityll((unsigned long long)(i & j)) ? sum - x[j] : sum + x[j]);
-        scratch[i] = bf16(p, f32(p, sum * factor));
-    }
-    memcpy(x, scratch, (size_t)width * sizeof *x);
-    index_quant(p, x, width);
+            sign[i * width + j] = __builtin_parityll((unsigned long long)(i & j)) ? -1 : 1;
+    double *y = product(p, sign, width, width, x, rows, width);
+    for (int64_t i = 0; i < rows * width; i++)
+        y[i] = bf16(p, y[i] * factor);
+    for (int64_t row = 0; row < rows; row++)
+        index_quant(p, y + row * width, width);
+    return y;
 }
 
 /* The score of a key for one token's query heads q[n_i, d_i] with head weights w. */
@@ -553,10 +550,8 @@ static double index_score(const pass *p, const double *q, const double *w, const
     int64_t heads = p->c->index_n_heads, width = p->c->index_head_dim;
     double score = 0;
     for (int64_t h = 0; h < heads; h++) {
-        double dot = 0;
-        for (int64_t i = 0; i < width; i++)
-            dot = multiply_add(p, dot, q[h * width + i], key[i]);
-        score = f32(p, score + bf16(p, w[h] * fmax(bf16(p, dot), 0)));
+        double match = fmax(bf16(p, dot(p, q + h * width, key, width)), 0);
+        score = f32(p, score + bf16(p, w[h] * match));
     }
     return bf16(p, score);
 }
@@ -582,18 +577,16 @@ static int64_t *indexer(pass *p, const dsv4_layer *layer, const double *frequenc
 {
     int64_t heads = p->c->index_n_heads, width = p->c->index_head_dim, groups = p->S / layer->ratio;
     int64_t *selected = array(p, p->S * k, sizeof *selected);
-    double *scratch = values(p, width), *score = values(p, groups);
+    double *score = values(p, groups);
 
     double *q = linear(p, &layer->attn.indexer.wq_b, qr, p->S);
-    for (int64_t row = 0; row < p->S * heads; row++) {
+    for (int64_t row = 0; row < p->S * heads; row++)
         rope(p, frequency, q + row * width, width, row / heads, 1);
-        hadamard_quant(p, q + row * width, width, scratch);
-    }
+    q = hadamard_quant(p, q, p->S * heads, width);
     show(p, "index_q", layer->index, p->S, heads, width, q);
 
     double *key = compress(p, &layer->attn.indexer.compressor, layer->ratio, true, frequency, u);
-    for (int64_t g = 0; g < groups; g++)
-        hadamard_quant(p, key + g * width, width, scratch);
+    key = hadamard_quant(p, key, groups, width);
     show(p, "index_k", layer->index, groups, width, 0, key);
 
     double *w = linear(p, &layer->attn.indexer.weights_proj, u, p->S);
@@ -625,7 +618,7 @@ static int64_t *all_visible(pass *p, int64_t ratio)
 
 enum { ATTENTION_BLOCK = 64 };
 
-/* What one token attends to: its entries, and each one's slot in the list that RELEASED cuts in blocks. */
+/* What one token attends to: entries, and their slots in the list that RELEASED cuts in blocks. */
 typedef struct {
     int64_t count;
     const double **entry;
@@ -650,8 +643,8 @@ static void look(const pass *p, sight *seen, int64_t t, const double *kv, const 
         }
 }
 
-/* One head of one token: out[d] = sum_e exp(q.e / sqrt(d)) e / (sum_e exp(q.e / sqrt(d)) + exp(sink)),
- * block by block with a running maximum that leaves the sink out. */
+/* One head of one token: out[d] = sum_e exp(l_e) e / (sum_e exp(l_e) + exp(sink)) with
+ * l_e = q.e / sqrt(d), block by block with a running maximum that leaves the sink out. */
 static void attend(const pass *p, const sight *seen, const double *q, double sink, double *out)
 {
     int64_t d = p->c->head_dim;
@@ -660,10 +653,7 @@ static void attend(const pass *p, const sight *seen, const double *q, double sin
         double before = top;
         while (end < seen->count &&
                seen->slot[end] / ATTENTION_BLOCK == seen->slot[start] / ATTENTION_BLOCK) {
-            double dot = 0;
-            for (int64_t i = 0; i < d; i++)
-                dot = multiply_add(p, dot, q[i], seen->entry[end][i]);
-            seen->logit[end] = f32(p, dot * factor);
+            seen->logit[end] = f32(p, dot(p, q, seen->entry[end], d) * factor);
             top = fmax(top, seen->logit[end++]);
         }
         double rescale = f32(p, exp(f32(p, before - top)));
@@ -672,9 +662,10 @@ static void attend(const pass *p, const sight *seen, const double *q, double sin
             out[i] = f32(p, out[i] * rescale);
         for (int64_t e = start; e < end; e++) {
             double weight = f32(p, exp(f32(p, seen->logit[e] - top)));
+            double numerator = bf16(p, weight);
             denominator = f32(p, denominator + weight);
             for (int64_t i = 0; i < d; i++)
-                out[i] = multiply_add(p, out[i], bf16(p, weight), seen->entry[e][i]);
+                out[i] = multiply_add(p, out[i], numerator, seen->entry[e][i]);
         }
     }
     denominator = f32(p, denominator + f32(p, exp(f32(p, sink - top))));
@@ -682,7 +673,7 @@ static void attend(const pass *p, const sight *seen, const double *q, double sin
         out[i] = bf16(p, out[i] / denominator);
 }
 
-/* Heads in o_groups consecutive groups, each through its own slice of wo_a; the results through wo_b. */
+/* Heads in o_groups consecutive groups, each through its slice of wo_a; all of it through wo_b. */
 static double *grouped_output(pass *p, const dsv4_layer *layer, const double *core)
 {
     int64_t groups = p->c->o_groups, lora = p->c->o_lora_rank, in = layer->attn.wo_a.cols;
@@ -730,7 +721,7 @@ static double *attention(pass *p, const dsv4_layer *layer, const double *u)
         show(p, "compressed", layer->index, groups, d, 0, compressed);
         k = csa && p->c->index_topk < groups ? p->c->index_topk : groups;
         selected = csa ? indexer(p, layer, frequency, qr, u, k) : all_visible(p, layer->ratio);
-        show_indices(p, "selected", layer->index, k, selected);
+        show_rows(p, "selected", layer->index, 0, S, k, 0, NULL, selected);
     }
 
     double *core = values(p, S * H * d);
@@ -783,7 +774,7 @@ static int64_t *route(pass *p, const dsv4_layer *layer, const double *u, double 
         for (int64_t j = 0; layer->hash && j < k; j++)
             index[t * k + j] = integer_element(&layer->ffn.gate.tid2eid, p->ids[t], j);
     }
-    show_indices(p, "route_index", layer->index, k, index);
+    show_rows(p, "route_index", layer->index, 0, p->S, k, 0, NULL, index);
 
     for (int64_t t = 0; t < p->S; t++) {
         double sum = 0;
@@ -793,16 +784,16 @@ static int64_t *route(pass *p, const dsv4_layer *layer, const double *u, double 
             weight[t * k + j] = e < 0 || e >= E ? NAN : score[t * E + e];
             sum = f32(p, sum + weight[t * k + j]);
         }
-        for (int64_t j = 0; j < k; j++) {
-            double share = p->c->norm_topk_prob ? f32(p, weight[t * k + j] / sum) : weight[t * k + j];
-            weight[t * k + j] = f32(p, share * f32(p, p->c->routed_scaling_factor));
+        for (int64_t i = t * k; i < (t + 1) * k; i++) {
+            double share = p->c->norm_topk_prob ? f32(p, weight[i] / sum) : weight[i];
+            weight[i] = f32(p, share * f32(p, p->c->routed_scaling_factor));
         }
     }
     show(p, "route_weight", layer->index, p->S, k, 0, weight);
     return index;
 }
 
-/* u: the normed input [S, D]. Experts are added in the order of their numbers, the shared one last. */
+/* u: the normed input [S, D]. Experts are added in rising order, then the shared one. */
 static double *moe(pass *p, const dsv4_layer *layer, const double *u)
 {
     int64_t S = p->S, D = p->c->hidden_size, k = p->c->num_experts_per_tok;
@@ -900,6 +891,8 @@ int direct_forward(const dsv4_model *model, dsv4_numerics numerics, const int64_
                    double *logits, double *mtp_logits, const dsv4_tap *tap)
 {
     const dsv4_config *c = &model->config;
+    if (n < 1 || (mtp_logits && !model->mtp))
+        return -1;
     for (int64_t t = 0; t < n; t++)
         if (ids[t] < 0 || ids[t] >= c->vocab_size)
             return -1;

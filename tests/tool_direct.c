@@ -1,7 +1,7 @@
 /* Holds tests/direct.c against an oracle file: tool_direct MODEL_DIR exact|released ORACLE.h5
  *
- * Every tensor is computed from the oracle's own tensors before it ("fed"), so that a difference is the
- * one of a step; then one pass that is left alone gives the difference end to end. */
+ * First every tensor is computed from the oracle's own tensors before it ("fed"), so that each
+ * difference is one step's; then a pass that is left alone gives the differences end to end. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,8 +16,8 @@ enum { MAX_TENSORS = 1024 };
 typedef struct {
     char name[64];
     dsv4_h5_data want;
-    int64_t count, same, outside; /* values; identical; the oracle's row has it and ours has not */
-    double error, square, scale;  /* largest |difference|, sum of squares, largest |oracle value| */
+    int64_t count, same, rows;   /* values, identical ones, rows with any that is not */
+    double error, square, scale; /* largest |difference|, sum of squares, largest |oracle value| */
 } tensor;
 
 typedef struct {
@@ -54,26 +54,46 @@ static tensor *find(comparison *c, const char *name)
     return x;
 }
 
-static void compare(tensor *x, int64_t start, int64_t count, const double *got)
+/* The same, of at least `count` values. */
+static tensor *find_sized(comparison *c, const char *name, int64_t count)
 {
-    for (int64_t i = 0; i < count; i++) {
-        double want = x->want.values[start + i], difference = fabs(got[i] - want);
-        x->count++;
-        x->same += (float)got[i] == (float)want;
-        x->error = difference <= x->error ? x->error : difference; /* NaN stays */
-        x->square += difference * difference;
+    tensor *x = find(c, name);
+    if (x->want.count < count) {
+        dsv4_fail(&c->err, "%s: smaller than the tensor computed", name);
+        stop(&c->err);
+    }
+    return x;
+}
+
+static void compare(tensor *x, int64_t start, int64_t rows, int64_t width, const double *got)
+{
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t before = x->same;
+        for (int64_t i = row * width; i < (row + 1) * width; i++) {
+            double want = x->want.values[start + i], difference = fabs(got[i] - want);
+            x->same += (float)got[i] == (float)want;
+            if (!isnan(x->error) && !(difference <= x->error)) /* once NaN, always NaN */
+                x->error = difference;
+            x->square += difference * difference;
+        }
+        x->count += width;
+        x->rows += x->same - before < width;
     }
 }
 
 /* The order within a row of indices has no meaning: each of the oracle's must be in our row. */
 static void compare_indices(tensor *x, int64_t rows, int64_t width, const int64_t *got)
 {
-    for (int64_t i = 0; i < rows * width; i++) {
-        bool found = false;
-        for (int64_t j = 0; j < width; j++)
-            found = found || got[i / width * width + j] == x->want.indices[i];
-        x->count++;
-        x->same += found;
+    for (int64_t row = 0; row < rows; row++) {
+        int64_t before = x->same;
+        for (int64_t i = 0; i < width; i++) {
+            bool found = false;
+            for (int64_t j = 0; j < width; j++)
+                found = found || got[row * width + j] == x->want.indices[row * width + i];
+            x->same += found;
+        }
+        x->count += width;
+        x->rows += x->same - before < width;
     }
 }
 
@@ -86,12 +106,11 @@ static void at(void *context, const dsv4_point *point)
         snprintf(name, sizeof name, "trace/mtp/%d/%s", (int)mtp, point->name);
     else
         snprintf(name, sizeof name, "trace/layers/%d/%s", (int)point->layer, point->name);
-    tensor *x = find(c, name);
-
     int64_t width = point->dim[0] * (point->rank == 2 ? point->dim[1] : 1);
-    int64_t stride = x->want.count / x->want.shape[0], start = point->row * stride;
-    if (start + (point->rows - 1) * stride + width > x->want.count) {
-        dsv4_fail(&c->err, "%s: smaller than the tensor computed", name);
+    tensor *x = find_sized(c, name, (point->row + point->rows - 1) * width + width);
+    int64_t start = point->row * (x->want.count / x->want.shape[0]);
+    if (start + point->rows * width > x->want.count) {
+        dsv4_fail(&c->err, "%s: narrower than the tensor computed", name);
         stop(&c->err);
     }
     if (point->indices) {
@@ -100,7 +119,7 @@ static void at(void *context, const dsv4_point *point)
             memcpy(point->indices, x->want.indices + start,
                    (size_t)(point->rows * width) * sizeof *point->indices);
     } else {
-        compare(x, start, point->rows * width, point->values);
+        compare(x, start, point->rows, width, point->values);
         if (c->feed)
             memcpy(point->values, x->want.values + start,
                    (size_t)(point->rows * width) * sizeof *point->values);
@@ -111,18 +130,20 @@ static void at(void *context, const dsv4_point *point)
 static double report(const comparison *c)
 {
     double worst = 0;
-    printf("%-32s %10s %10s %12s %10s %10s\n", "", "values", "same", "max / scale", "bf16 units", "rms");
+    printf("%-29s%9s%10s%6s%13s%12s%10s\n", "", "values", "same", "rows", "max / scale",
+           "bf16 units", "rms");
     for (int64_t i = 0; i < c->count; i++) {
         const tensor *x = &c->tensors[i];
-        double same = 100 * (double)x->same / (double)x->count;
-        if (x->want.integer) {
-            printf("%-32s %10lld %9.3f%%\n", x->name, (long long)x->count, same);
-            continue;
+        printf("%-29s%9lld%9.3f%%%6lld", x->name, (long long)x->count,
+               100 * (double)x->same / (double)x->count, (long long)x->rows);
+        if (!x->want.integer) {
+            double scale = x->scale > 0 ? x->scale : 1, relative = x->error / scale;
+            double unit = ldexp(1, ilogb(scale) - 7);
+            printf("%13.2e%12.3f%10.2e", relative, x->error / unit,
+                   sqrt(x->square / (double)x->count));
+            worst = isnan(worst) || relative <= worst ? worst : relative;
         }
-        double unit = ldexp(1, (int)floor(log2(x->scale)) - 7);
-        printf("%-32s %10lld %9.3f%% %12.2e %10.3f %10.2e\n", x->name, (long long)x->count, same,
-               x->error / x->scale, x->error / unit, sqrt(x->square / (double)x->count));
-        worst = x->error / x->scale <= worst ? worst : x->error / x->scale;
+        printf("\n");
     }
     return worst;
 }
@@ -137,17 +158,17 @@ static double run(const dsv4_model *model, dsv4_numerics numerics, dsv4_h5 *orac
     dsv4_h5_data ids;
     if (dsv4_h5_read(oracle, "token_ids", &ids, &c->err))
         stop(&c->err);
-    int64_t count = ids.count * model->config.vocab_size;
+    int64_t V = model->config.vocab_size, count = ids.count * V;
     double *logits = dsv4_alloc((size_t)count, sizeof *logits);
     double *mtp_logits = dsv4_alloc((size_t)count, sizeof *mtp_logits);
-    if (direct_forward(model, numerics, ids.indices, ids.count, logits, model->mtp ? mtp_logits : NULL,
-                       &tap)) {
+    if (direct_forward(model, numerics, ids.indices, ids.count, logits,
+                       model->mtp ? mtp_logits : NULL, &tap)) {
         dsv4_fail(&c->err, "a token id or expert index is out of range");
         stop(&c->err);
     }
-    compare(find(c, "logits"), 0, count, logits);
+    compare(find_sized(c, "logits", count), 0, ids.count, V, logits);
     if (model->mtp)
-        compare(find(c, "mtp_logits"), 0, count, mtp_logits);
+        compare(find_sized(c, "mtp_logits", count), 0, ids.count, V, mtp_logits);
     printf("%s\n", title);
     double worst = report(c);
     for (int64_t i = 0; i < c->count; i++)

@@ -1,0 +1,40 @@
+#!/bin/sh
+# Runs every test program of a build, as many at once as there are processors, and adds up what they
+# say. A program that crashes, hangs or runs no test counts as one failure.
+#
+#   ci/run-tests.sh BUILD       last line: "N passed, N failed, N skipped"; exit 0 or 1
+set -u
+build=${1:?usage: ci/run-tests.sh BUILD}
+cd "$(dirname "$0")/.." || exit 2
+DSV4_PROGRAM=$build/dsv4
+export DSV4_PROGRAM
+rm -f "$build"/tests/*.log "$build"/tests/*.status
+
+# shellcheck disable=SC2016
+for source in tests/test_*.c; do basename "$source" .c; done |
+    xargs -P "$(nproc)" -I '{}' sh -c '
+        timeout 1200 "$1/tests/$2" >"$1/tests/$2.log" 2>&1
+        echo $? >"$1/tests/$2.status"' sh "$build" '{}'
+
+passed=0 failed=0 skipped=0
+number() { sed -n "s/^\[  *$2  *\] \([0-9][0-9]*\) test(s).*/\1/p" "$1" | tail -n 1; }
+for source in tests/test_*.c; do
+    name=$(basename "$source" .c)
+    log=$build/tests/$name.log
+    status=$(cat "$build/tests/$name.status" 2>/dev/null || echo none)
+    p=$(number "$log" PASSED); f=$(number "$log" FAILED); s=$(number "$log" SKIPPED)
+    p=${p:-0} f=${f:-0} s=${s:-0}
+    if [ "$f" -eq 0 ] && { [ "$status" != 0 ] || [ $((p + s)) -eq 0 ]; }; then
+        f=1
+    fi
+    printf '  %-24s %3d passed, %d failed, %d skipped\n' "$name" "$p" "$f" "$s"
+    if [ "$f" -ne 0 ]; then
+        grep -aE 'ERROR|FAILED|error:|FAULT|skipped:|Sanitizer|runtime error' "$log" | head -n 40
+        echo "    status $status; the whole: $log; again: DSV4_ORACLE=${DSV4_ORACLE-} $build/tests/$name"
+    elif [ "$s" -ne 0 ]; then
+        grep -a '^skipped:' "$log" | sort -u | sed 's/^/    /'
+    fi
+    passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ "$failed" -eq 0 ] && [ "$passed" -gt 0 ]

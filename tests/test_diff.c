@@ -1,0 +1,344 @@
+/* dsv4 diff, as it is called. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "command.h"
+#include "host/diff.h"
+#include "host/h5.h"
+
+#define SHAPE(...) ((const int64_t[]){__VA_ARGS__})
+#define VALUES(...) ((const double[]){__VA_ARGS__})
+
+/* Adds a dataset of F64, or of I64 where `indices` is given. */
+static void add(dsv4_h5 *file, const char *name, int rank, const int64_t *shape,
+                const double *values, const int64_t *indices)
+{
+    dsv4_error err = {""};
+    int64_t width = 1;
+    for (int i = 1; i < rank; i++)
+        width *= shape[i];
+    assert_non_null(file);
+    assert_int_equal(dsv4_h5_define(file, name, indices != NULL ? DSV4_H5_I64 : DSV4_H5_F64, rank,
+                                    shape, 0, &err), 0);
+    assert_int_equal(dsv4_h5_write(file, name, 0, shape[0], width, values, indices, &err), 0);
+}
+
+static dsv4_h5 *create(const char *path)
+{
+    dsv4_error err = {""};
+    return dsv4_h5_create(path, &err);
+}
+
+static void close_file(dsv4_h5 *file)
+{
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+}
+
+/* A file of one dataset. */
+static void put(const char *path, const char *name, int rank, const int64_t *shape,
+                const double *values, const int64_t *indices)
+{
+    dsv4_h5 *file = create(path);
+    add(file, name, rank, shape, values, indices);
+    close_file(file);
+}
+
+/* The rows of a.h5 against b.h5, without the header, and the exit code. */
+static void assert_diff(const char *tolerance, int code, const char *expected)
+{
+    command_result result = tolerance != NULL
+                                ? command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5", "--tol",
+                                               tolerance)
+                                : command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5");
+    assert_string_equal(result.err, "");
+    const char *rows = strchr(result.out, '\n');
+    assert_non_null(rows);
+    assert_string_equal(rows + 1, expected);
+    assert_int_equal(result.code, code);
+    command_free(&result);
+}
+
+static void identical_files_are_equal(void **state)
+{
+    (void)state;
+    const char *const paths[] = {"a.h5", "b.h5"};
+    for (int f = 0; f < 2; f++) {
+        dsv4_h5 *file = create(paths[f]);
+        add(file, "x", 2, SHAPE(2, 2), VALUES(1, -INFINITY, NAN, 0), NULL);
+        add(file, "zero", 2, SHAPE(2, 0), VALUES(0), NULL);
+        add(file, "zeros", 1, SHAPE(2), VALUES(0, 0), NULL);
+        add(file, "token_ids", 1, SHAPE(2), NULL, SHAPE(INT64_MAX, INT64_MIN));
+        close_file(file);
+    }
+    command_result result = command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5");
+    assert_string_equal(result.out,
+        "dataset               max abs     max rel          cosine      same  first difference\n"
+        "token_ids  within           0           -               -  100.000%\n"
+        "x          within           0           0   1.00000000000  100.000%\n"
+        "zero       within           0           0   1.00000000000  100.000%\n"
+        "zeros      within           0           0   1.00000000000  100.000%\n"
+        "4 datasets compared: 4 within 0, 0 beyond\n");
+    assert_string_equal(result.err, "");
+    assert_int_equal(result.code, 0);
+    command_free(&result);
+}
+
+/* The relative error is the largest absolute one over the largest finite magnitude of A. */
+static void tolerance_is_relative_to_the_dataset(void **state)
+{
+    (void)state;
+    put("a.h5", "x", 3, SHAPE(1, 2, 2), VALUES(0, 3, -4, -INFINITY), NULL);
+    put("b.h5", "x", 3, SHAPE(1, 2, 2), VALUES(0, 3, -3.5, -INFINITY), NULL);
+    const char row[] = "         0.5       0.125   0.99704285794   75.000%  [0,1,0] -4 / -3.5\n";
+    char expected[400];
+    sprintf(expected, "x        within%s1 datasets compared: 1 within 0.125, 0 beyond\n", row);
+    assert_diff("0.125", 0, expected);
+    sprintf(expected, "x        BEYOND%s1 datasets compared: 0 within 0.12, 1 beyond\n", row);
+    assert_diff("0.12", 1, expected);
+    sprintf(expected, "x        BEYOND%s1 datasets compared: 0 within 0, 1 beyond\n", row);
+    assert_diff(NULL, 1, expected);
+}
+
+static void assert_infinite(double a, double b, const char *difference)
+{
+    char expected[400];
+    put("a.h5", "x", 1, SHAPE(2), VALUES(1, a), NULL);
+    put("b.h5", "x", 1, SHAPE(2), VALUES(1, b), NULL);
+    sprintf(expected, "x        BEYOND         inf         inf   1.00000000000   50.000%%  [1] %s\n"
+            "1 datasets compared: 0 within 1e+300, 1 beyond\n", difference);
+    assert_diff("1e300", 1, expected);
+}
+
+static void infinities_are_no_numbers(void **state)
+{
+    (void)state;
+    assert_infinite(NAN, 2, "nan / 2");
+    assert_infinite(2, NAN, "2 / nan");
+    assert_infinite(INFINITY, 2, "inf / 2");
+    assert_infinite(INFINITY, -INFINITY, "inf / -inf");
+    assert_infinite(NAN, INFINITY, "nan / inf");
+}
+
+static void cosine_of_zero_is_no_accident(void **state)
+{
+    (void)state;
+    put("a.h5", "x", 1, SHAPE(2), VALUES(0, 0), NULL);
+    put("b.h5", "x", 1, SHAPE(2), VALUES(0, 1), NULL);
+    assert_diff(NULL, 1, "x        BEYOND           1         inf   0.00000000000   50.000%  "
+                "[1] 0 / 1\n1 datasets compared: 0 within 0, 1 beyond\n");
+    put("a.h5", "x", 1, SHAPE(2), VALUES(1e300, 0), NULL);
+    put("b.h5", "x", 1, SHAPE(2), VALUES(0, 1e-300), NULL);
+    assert_diff("1", 0, "x        within      1e+300           1   0.00000000000    0.000%  "
+                "[0] 1.0000000000000001e+300 / 0\n1 datasets compared: 1 within 1, 0 beyond\n");
+    put("a.h5", "x", 1, SHAPE(2), VALUES(1, NAN), NULL);
+    put("b.h5", "x", 1, SHAPE(2), VALUES(NAN, 1), NULL);
+    assert_diff("1", 1, "x        BEYOND         inf         inf   0.00000000000    0.000%  "
+                "[0] 1 / nan\n1 datasets compared: 0 within 1, 1 beyond\n");
+}
+
+static void integers_have_no_tolerance(void **state)
+{
+    (void)state;
+    /* As binary64 the two would be equal. */
+    put("a.h5", "x", 1, SHAPE(2), NULL, SHAPE(5, INT64_MAX));
+    put("b.h5", "x", 1, SHAPE(2), NULL, SHAPE(5, INT64_MAX - 1));
+    assert_diff("1", 1, "x        BEYOND           0           -               -   50.000%  "
+                "[1] 9223372036854775807 / 9223372036854775806\n"
+                "1 datasets compared: 0 within 1, 1 beyond\n");
+    put("b.h5", "x", 1, SHAPE(2), VALUES(5, 0x1p63), NULL);
+    assert_diff("0", 0, "x        within           0           0   1.00000000000  100.000%\n"
+                "1 datasets compared: 1 within 0, 0 beyond\n");
+}
+
+static void shapes_have_to_agree(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    add(file, "same", 1, SHAPE(1), VALUES(1), NULL);
+    add(file, "x", 2, SHAPE(2, 2), VALUES(1, 2, 3, 4), NULL);
+    add(file, "y", 1, SHAPE(4), VALUES(1, 2, 3, 4), NULL);
+    close_file(file);
+    file = create("b.h5");
+    add(file, "same", 1, SHAPE(1), VALUES(1), NULL);
+    add(file, "x", 1, SHAPE(4), VALUES(1, 2, 3, 4), NULL);
+    add(file, "y", 1, SHAPE(0), VALUES(0), NULL);
+    close_file(file);
+    assert_diff("1", 1,
+                "same     within           0           0   1.00000000000  100.000%\n"
+                "x        SHAPE   [2,2] / [4]\n"
+                "y        SHAPE   [4] / [0]\n"
+                "3 datasets compared: 1 within 1, 0 beyond, 2 of different shapes\n");
+}
+
+static void other_datasets_are_listed(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    add(file, "logits", 1, SHAPE(1), VALUES(1), NULL);
+    add(file, "mtp_logits", 1, SHAPE(1), VALUES(1), NULL);
+    close_file(file);
+    file = create("b.h5");
+    add(file, "kv\nq", 1, SHAPE(1), VALUES(1), NULL);
+    add(file, "logits", 1, SHAPE(1), VALUES(1), NULL);
+    add(file, "trace/z", 1, SHAPE(1), VALUES(1), NULL);
+    close_file(file);
+    assert_diff(NULL, 0, "logits   within           0           0   1.00000000000  100.000%\n"
+                         "only in a.h5: mtp_logits\n"
+                         "only in b.h5: kv?q\n"
+                         "only in b.h5: trace/z\n"
+                         "1 datasets compared: 1 within 0, 0 beyond\n");
+}
+
+static void selections_are_sets(void **state)
+{
+    (void)state;
+    put("a.h5", "trace/layers/1/selected", 2, SHAPE(2, 3), NULL, SHAPE(3, 1, -1, 7, 8, 9));
+    put("b.h5", "trace/layers/1/selected", 2, SHAPE(2, 3), NULL, SHAPE(-1, 3, 1, 9, 7, 8));
+    assert_diff(NULL, 0, "trace/layers/1/selected  within           -           -               -"
+                         "  100.000%  (rows as sets)\n"
+                         "1 datasets compared: 1 within 0, 0 beyond\n");
+    /* One member differs, the others stay equal although their places move. */
+    put("b.h5", "trace/layers/1/selected", 2, SHAPE(2, 3), NULL, SHAPE(-1, 3, 1, 9, 8, 12));
+    assert_diff("1", 1, "trace/layers/1/selected  BEYOND           -           -               -"
+                        "   83.333%  [1,0] 7 / 12  (rows as sets)\n"
+                        "1 datasets compared: 0 within 1, 1 beyond\n");
+    put("a.h5", "route_index", 2, SHAPE(1, 3), NULL, SHAPE(2, 2, 9));
+    put("b.h5", "route_index", 2, SHAPE(1, 3), NULL, SHAPE(2, 1, 0));
+    assert_diff("1", 1, "route_index  BEYOND           -           -               -"
+                        "   33.333%  [0,1] 2 / 0  (rows as sets)\n"
+                        "1 datasets compared: 0 within 1, 1 beyond\n");
+    /* Floats have no sets, and another name neither. */
+    put("a.h5", "selected", 2, SHAPE(1, 2), VALUES(1, 2), NULL);
+    put("b.h5", "selected", 2, SHAPE(1, 2), NULL, SHAPE(2, 1));
+    assert_diff("0.5", 0, "selected  within           1         0.5   0.80000000000    0.000%  "
+                          "[0,0] 1 / 2\n1 datasets compared: 1 within 0.5, 0 beyond\n");
+    put("a.h5", "selected/x", 1, SHAPE(2), NULL, SHAPE(1, 2));
+    put("b.h5", "selected/x", 1, SHAPE(2), NULL, SHAPE(2, 1));
+    assert_diff("0.5", 1, "selected/x  BEYOND           1           -               -    0.000%  "
+                          "[0] 1 / 2\n1 datasets compared: 0 within 0.5, 1 beyond\n");
+}
+
+static void put_route(const char *path, const int64_t *index, int64_t rank_of_index,
+                      const double *weight)
+{
+    dsv4_h5 *file = create(path);
+    if (index != NULL)
+        add(file, "t/route_index", (int)rank_of_index,
+            rank_of_index == 2 ? SHAPE(2, 2) : SHAPE(4), NULL, index);
+    add(file, "t/route_weight", 2, SHAPE(2, 2), weight, NULL);
+    close_file(file);
+}
+
+static void weights_follow_their_experts(void **state)
+{
+    (void)state;
+    const char index_row[] = "t/route_index   within           -           -               -"
+                             "  100.000%  (rows as sets)\n";
+    char expected[600];
+    put_route("a.h5", SHAPE(5, 2, 0, 1), 2, VALUES(.5, .2, .25, .125));
+    put_route("b.h5", SHAPE(2, 5, 0, 1), 2, VALUES(.2, .5, .25, .125));
+    sprintf(expected, "%st/route_weight  within           0           0   1.00000000000  100.000%%  "
+            "(rows in the order of route_index)\n2 datasets compared: 2 within 0, 0 beyond\n",
+            index_row);
+    assert_diff(NULL, 0, expected);
+    /* [1,0] is the weight of the second row's lowest expert. */
+    put_route("b.h5", SHAPE(2, 5, 1, 0), 2, VALUES(.2, .5, .125, .5));
+    sprintf(expected, "%st/route_weight  BEYOND        0.25         0.5   0.94936357391   75.000%%  "
+            "[1,0] 0.25 / 0.5  (rows in the order of route_index)\n"
+            "2 datasets compared: 1 within 0, 1 beyond\n", index_row);
+    assert_diff(NULL, 1, expected);
+    /* Without a route_index that fits, the weights stay where they are. */
+    const char weights[] = "t/route_weight  BEYOND         0.3         0.6   0.73205741627   50.000%"
+                           "  [0,0] 0.5 / 0.20000000000000001\n";
+    put_route("b.h5", NULL, 2, VALUES(.2, .5, .25, .125));
+    sprintf(expected, "%sonly in a.h5: t/route_index\n1 datasets compared: 0 within 0, 1 beyond\n",
+            weights);
+    assert_diff(NULL, 1, expected);
+    put_route("b.h5", SHAPE(2, 5, 0, 1), 1, VALUES(.2, .5, .25, .125));
+    sprintf(expected, "t/route_index   SHAPE   [2,2] / [4]\n%s2 datasets compared: 0 within 0, "
+            "1 beyond, 1 of different shapes\n", weights);
+    assert_diff(NULL, 1, expected);
+}
+
+static void assert_cannot_run(const char *a, const char *b, const char *expected)
+{
+    command_result result = command_call(dsv4_diff_main, "dsv4 diff", a, b);
+    assert_string_equal(result.err, expected);
+    assert_int_equal(result.code, 2);
+    command_free(&result);
+}
+
+static void unreadable_files_are_refused(void **state)
+{
+    (void)state;
+    put("a.h5", "x", 1, SHAPE(1), VALUES(1), NULL);
+    put("b.h5", "y", 1, SHAPE(1), VALUES(1), NULL);
+    assert_cannot_run("a.h5", "b.h5", "dsv4 diff: a.h5 and b.h5 have no dataset in common\n");
+    assert_cannot_run("none.h5", "b.h5",
+                      "dsv4 diff: none.h5: cannot open: No such file or directory\n");
+    assert_cannot_run("a.h5", ".", "dsv4 diff: .: cannot open: Is a directory\n");
+    /* A shape that no machine holds, on either side. */
+    dsv4_error err = {""};
+    put("b.h5", "x", 1, SHAPE(1), VALUES(1), NULL);
+    dsv4_h5 *file = create("huge.h5");
+    assert_int_equal(dsv4_h5_define(file, "x", DSV4_H5_F64, 9, SHAPE(1), 0, &err), -1);
+    dsv4_h5_abandon(file);
+}
+
+static void assert_usage(int count, const char *const *words, const char *expected)
+{
+    command_result result = command_run(dsv4_diff_main, count, words);
+    assert_memory_equal(result.err, expected, strlen(expected));
+    assert_string_equal(result.out, "");
+    assert_int_equal(result.code, 2);
+    command_free(&result);
+}
+
+static void usage_is_checked(void **state)
+{
+    (void)state;
+    const char *const one[] = {"dsv4 diff", "a.h5"};
+    const char *const three[] = {"dsv4 diff", "a.h5", "b.h5", "c.h5"};
+    assert_usage(2, one, "dsv4 diff: expected two files, got 1\n");
+    assert_usage(4, three, "dsv4 diff: expected two files, got a third: 'c.h5'\n");
+    const char *const bad[] = {"", "x", "1x", "-1", "nan", "inf"};
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        const char *const words[] = {"dsv4 diff", "a.h5", "b.h5", "--tol", bad[i]};
+        char expected[100];
+        sprintf(expected, "dsv4 diff: --tol: expected a number that is 0 or more, got '%s'\n",
+                bad[i]);
+        assert_usage(5, words, expected);
+    }
+    const char *const unknown[] = {"dsv4 diff", "--none"};
+    assert_usage(2, unknown, "dsv4 diff: unrecognized option '--none'\n");
+    command_result result = command_call(dsv4_diff_main, "dsv4 diff", "--help");
+    assert_non_null(strstr(result.out, "Usage: dsv4 diff [OPTION...] A.h5 B.h5\n"));
+    assert_int_equal(result.code, 0);
+    command_free(&result);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(identical_files_are_equal),
+        cmocka_unit_test(tolerance_is_relative_to_the_dataset),
+        cmocka_unit_test(infinities_are_no_numbers),
+        cmocka_unit_test(cosine_of_zero_is_no_accident),
+        cmocka_unit_test(integers_have_no_tolerance),
+        cmocka_unit_test(shapes_have_to_agree),
+        cmocka_unit_test(other_datasets_are_listed),
+        cmocka_unit_test(selections_are_sets),
+        cmocka_unit_test(weights_follow_their_experts),
+        cmocka_unit_test(unreadable_files_are_refused),
+        cmocka_unit_test(usage_is_checked),
+    };
+    return cmocka_run_group_tests_name("diff", tests, scratch_enter, scratch_leave) != 0;
+}

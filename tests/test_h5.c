@@ -1,0 +1,556 @@
+/* Tensor files: what is written is read back, foreign files are read or refused with a reason. */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <cmocka.h>
+
+#include <hdf5.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "command.h"
+#include "host/h5.h"
+
+#define SHAPE(...) ((const int64_t[]){__VA_ARGS__})
+
+static dsv4_h5 *create(const char *path)
+{
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create(path, &err);
+    assert_string_equal(err.text, "");
+    assert_non_null(file);
+    return file;
+}
+
+static void define(dsv4_h5 *file, const char *name, dsv4_h5_type type, int rank,
+                   const int64_t *shape, double fill)
+{
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_define(file, name, type, rank, shape, fill, &err), 0);
+    assert_string_equal(err.text, "");
+}
+
+static void write_values(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,
+                         const double *values)
+{
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_write(file, name, row, rows, width, values, NULL, &err), 0);
+    assert_string_equal(err.text, "");
+}
+
+static void write_indices(dsv4_h5 *file, const char *name, int64_t row, int64_t rows,
+                          int64_t width, const int64_t *indices)
+{
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_write(file, name, row, rows, width, NULL, indices, &err), 0);
+    assert_string_equal(err.text, "");
+}
+
+static void close_file(dsv4_h5 *file)
+{
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_string_equal(err.text, "");
+}
+
+static dsv4_h5 *reopen(const char *path)
+{
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_open(path, &err);
+    assert_string_equal(err.text, "");
+    assert_non_null(file);
+    return file;
+}
+
+static dsv4_h5_data read_back(dsv4_h5 *file, const char *name)
+{
+    dsv4_error err = {""};
+    dsv4_h5_data data;
+    assert_int_equal(dsv4_h5_read(file, name, &data, &err), 0);
+    assert_string_equal(err.text, "");
+    return data;
+}
+
+static void assert_values(dsv4_h5 *file, const char *name, int64_t count, const double *expected)
+{
+    dsv4_h5_data data = read_back(file, name);
+    assert_false(data.integer);
+    assert_int_equal(data.count, count);
+    for (int64_t i = 0; i < count; i++)
+        assert_true(data.values[i] == expected[i]);
+    dsv4_h5_data_free(&data);
+}
+
+static void assert_indices(dsv4_h5 *file, const char *name, int64_t count, const int64_t *expected)
+{
+    dsv4_h5_data data = read_back(file, name);
+    assert_true(data.integer);
+    assert_int_equal(data.count, count);
+    for (int64_t i = 0; i < count; i++)
+        assert_int_equal(data.indices[i], expected[i]);
+    dsv4_h5_data_free(&data);
+}
+
+static void assert_read_fails(dsv4_h5 *file, const char *name, const char *expected)
+{
+    dsv4_error err = {""};
+    dsv4_h5_data data;
+    assert_int_equal(dsv4_h5_read(file, name, &data, &err), -1);
+    assert_string_equal(err.text, expected);
+}
+
+static void written_is_read(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    define(file, "f64", DSV4_H5_F64, 2, SHAPE(3, 2), -INFINITY);
+    define(file, "trace/layers/0/f32", DSV4_H5_F32, 3, SHAPE(2, 2, 2), 0.5);
+    define(file, "trace/layers/0/i32", DSV4_H5_I32, 1, SHAPE(4), -1);
+    define(file, "i64", DSV4_H5_I64, 2, SHAPE(2, 3), 7);
+    define(file, "scalar", DSV4_H5_F64, 0, NULL, 2.5);
+    define(file, "nothing", DSV4_H5_F64, 2, SHAPE(0, 5), 0);
+    define(file, "no_width", DSV4_H5_I32, 3, SHAPE(5, 0, 2), -1);
+    write_values(file, "f64", 1, 2, 1, (const double[]){1 / 3.0, NAN});
+    /* 1 + 2^-24 + 2^-40 is nearer to the larger neighbour in binary32. */
+    write_values(file, "trace/layers/0/f32", 1, 1, 4,
+                 (const double[]){1, 1 + 0x1p-24 + 0x1p-40, -INFINITY, 1e300});
+    write_indices(file, "trace/layers/0/i32", 1, 2, 1, (const int64_t[]){INT32_MIN, INT32_MAX});
+    write_indices(file, "i64", 0, 2, 2, (const int64_t[]){1, 2, 3, INT64_MIN});
+    write_values(file, "nothing", 0, 0, 5, (const double[]){0});
+    write_indices(file, "no_width", 0, 5, 0, (const int64_t[]){0});
+    close_file(file);
+    assert_int_not_equal(access("a.h5.part", F_OK), 0);
+
+    file = reopen("a.h5");
+    dsv4_h5_data data = read_back(file, "f64");
+    assert_int_equal(data.rank, 2);
+    assert_int_equal(data.shape[0], 3);
+    assert_int_equal(data.shape[1], 2);
+    assert_true(isnan(data.values[4]));
+    data.values[4] = 0;
+    const double expected[] = {-INFINITY, -INFINITY, 1 / 3.0, -INFINITY, 0, -INFINITY};
+    for (int i = 0; i < 6; i++)
+        assert_true(data.values[i] == expected[i]);
+    dsv4_h5_data_free(&data);
+    assert_values(file, "trace/layers/0/f32", 8,
+                  (const double[]){.5, .5, .5, .5, 1, 1 + 0x1p-23, -INFINITY, INFINITY});
+    assert_indices(file, "trace/layers/0/i32", 4, SHAPE(-1, INT32_MIN, INT32_MAX, -1));
+    assert_indices(file, "i64", 6, SHAPE(1, 2, 7, 3, INT64_MIN, 7));
+    assert_values(file, "scalar", 1, (const double[]){2.5});
+    data = read_back(file, "no_width");
+    assert_int_equal(data.rank, 3);
+    assert_int_equal(data.shape[2], 2);
+    assert_int_equal(data.count, 0);
+    dsv4_h5_data_free(&data);
+    assert_values(file, "nothing", 0, NULL);
+    close_file(file);
+}
+
+static void datasets_are_listed(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    const char *const names[] = {"b/a", "b/c/d", "b-", "a"}; /* '-' sorts before '/' */
+    for (int i = 0; i < 4; i++)
+        define(file, names[i], DSV4_H5_I32, 1, SHAPE(1), 0);
+    close_file(file);
+    file = reopen("a.h5");
+    int64_t count;
+    dsv4_error err = {""};
+    char **list = dsv4_h5_names(file, &count, &err);
+    assert_int_equal(count, 4);
+    const char *const sorted[] = {"a", "b-", "b/a", "b/c/d"};
+    for (int i = 0; i < 4; i++)
+        assert_string_equal(list[i], sorted[i]);
+    dsv4_h5_names_free(list, count);
+    assert_true(dsv4_h5_has(file, "b/c/d"));
+    assert_false(dsv4_h5_has(file, "b/c"));
+    assert_false(dsv4_h5_has(file, "e/f"));
+    close_file(file);
+
+    close_file(create("empty.h5"));
+    file = reopen("empty.h5");
+    list = dsv4_h5_names(file, &count, &err);
+    assert_non_null(list);
+    assert_int_equal(count, 0);
+    dsv4_h5_names_free(list, count);
+    close_file(file);
+}
+
+static char *contents(const char *path, size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    char *bytes = malloc(1 << 20);
+    assert_non_null(bytes);
+    *size = fread(bytes, 1, 1 << 20, file);
+    fclose(file);
+    return bytes;
+}
+
+/* Another second, another order of writing, another division into calls: the same bytes. */
+static void bytes_do_not_depend_on_the_run(void **state)
+{
+    (void)state;
+    char *bytes[2];
+    size_t size[2];
+    for (int run = 0; run < 2; run++) {
+        dsv4_h5 *file = create("run.h5");
+        char name[64];
+        for (int i = 0; i < 40; i++) {
+            snprintf(name, sizeof name, "%s%d", i < 20 ? "" : "group/inner/", i);
+            define(file, name, DSV4_H5_F64, 2, SHAPE(4, 3), -1);
+        }
+        for (int i = 0; i < 40; i++) {
+            snprintf(name, sizeof name, "%s%d", (i ^ run) < 20 ? "" : "group/inner/", i ^ run);
+            const double values[] = {1, 2, 3, 4, 5, 6};
+            write_values(file, name, 1, 2 - run, 3, values);
+            if (run == 1)
+                write_values(file, name, 2, 1, 3, values + 3);
+        }
+        close_file(file);
+        bytes[run] = contents("run.h5", &size[run]);
+        if (run == 0)
+            usleep(1100000);
+    }
+    assert_int_equal(size[0], size[1]);
+    assert_memory_equal(bytes[0], bytes[1], size[0]);
+    free(bytes[0]);
+    free(bytes[1]);
+}
+
+static void abandoned_files_leave_nothing(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("kept.h5");
+    define(file, "x", DSV4_H5_I32, 1, SHAPE(1), 5);
+    close_file(file);
+    file = create("kept.h5");
+    assert_int_equal(access("kept.h5.part", F_OK), 0);
+    dsv4_h5_abandon(file);
+    dsv4_h5_abandon(NULL);
+    assert_int_not_equal(access("kept.h5.part", F_OK), 0);
+    file = reopen("kept.h5");
+    assert_indices(file, "x", 1, SHAPE(5));
+    dsv4_h5_abandon(file);
+    assert_int_equal(access("kept.h5", F_OK), 0);
+}
+
+static void assert_create_fails(const char *path, const char *expected)
+{
+    dsv4_error err = {""};
+    assert_null(dsv4_h5_create(path, &err));
+    assert_string_equal(err.text, expected);
+}
+
+static void unusable_names_are_refused(void **state)
+{
+    (void)state;
+    assert_create_fails("none/a.h5", "none/a.h5.part: cannot create: No such file or directory");
+    assert_create_fails("/dev/null", "'/dev/null': cannot write: not the name of a regular file");
+    assert_create_fails("", "'': cannot write: not the name of a regular file");
+    assert_create_fails(".", "'.': cannot write: not the name of a regular file");
+    dsv4_h5 *file = create("twice.h5");
+    dsv4_error err = {""};
+    assert_null(dsv4_h5_create("twice.h5", &err));
+    assert_string_equal(err.text, "twice.h5.part: cannot create: unable to truncate a file which "
+                        "is already open");
+    close_file(file);
+
+    file = create("late.h5");
+    assert_int_equal(mkdir("late.h5", 0700), 0);
+    err = (dsv4_error){""};
+    assert_int_equal(dsv4_h5_close(file, &err), -1);
+    assert_string_equal(err.text, "late.h5.part: cannot rename to late.h5: Is a directory");
+    assert_int_not_equal(access("late.h5.part", F_OK), 0);
+}
+
+static void assert_define_fails(dsv4_h5 *file, const char *name, int rank, const int64_t *shape,
+                                const char *expected)
+{
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_define(file, name, DSV4_H5_F64, rank, shape, 0, &err), -1);
+    assert_memory_equal(err.text, expected, strlen(expected));
+}
+
+static void impossible_datasets_are_refused(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    assert_define_fails(file, "x", 9, SHAPE(1, 1, 1, 1, 1, 1, 1, 1, 1),
+                        "a.h5: x: rank 9 is not in 0..8");
+    assert_define_fails(file, "x", 2, SHAPE(1, -1), "a.h5: x: negative dimension");
+    assert_define_fails(file, "x", 2, SHAPE(INT64_C(1) << 32, INT64_C(1) << 32),
+                        "a.h5: x: too large");
+    assert_define_fails(file, "x", 2, SHAPE(INT64_C(1) << 31, INT64_C(1) << 30),
+                        "a.h5: x: too large");
+    define(file, "g/x", DSV4_H5_F64, 1, SHAPE(1), 0);
+    assert_define_fails(file, "g/x", 1, SHAPE(1), "a.h5: g/x: cannot create the dataset: ");
+    assert_define_fails(file, "g/x/y/z", 1, SHAPE(1), "a.h5: g/x/y: cannot create the group: ");
+    dsv4_h5_abandon(file);
+}
+
+static void assert_write_fails(dsv4_h5 *file, const char *name, int64_t row, int64_t rows,
+                               int64_t width, const char *expected)
+{
+    const double values[64] = {0};
+    dsv4_error err = {""};
+    assert_int_equal(dsv4_h5_write(file, name, row, rows, width, values, NULL, &err), -1);
+    assert_string_equal(err.text, expected);
+}
+
+static void misplaced_rows_are_refused(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    define(file, "x", DSV4_H5_F64, 2, SHAPE(4, 3), 0);
+    define(file, "y", DSV4_H5_I32, 3, SHAPE(4, 3, 2), 0);
+    define(file, "scalar", DSV4_H5_F64, 0, NULL, 0);
+    assert_write_fails(file, "z", 0, 1, 1, "a.h5: no dataset z");
+    assert_write_fails(file, "x", 3, 2, 3,
+                       "a.h5: x: rows 3..5 of 3 values are outside the dataset");
+    assert_write_fails(file, "x", -1, 1, 3,
+                       "a.h5: x: rows -1..0 of 3 values are outside the dataset");
+    assert_write_fails(file, "x", 0, 1, 4,
+                       "a.h5: x: rows 0..1 of 4 values are outside the dataset");
+    assert_write_fails(file, "scalar", 0, 1, 1,
+                       "a.h5: scalar: rows 0..1 of 1 values are outside the dataset");
+    assert_write_fails(file, "y", 0, 1, 5,
+                       "a.h5: y: 5 of 6 values: only whole rows at rank 3");
+    dsv4_error err = {""};
+    const int64_t large[] = {0, 0, 0, 0, 0, INT64_C(1) << 31};
+    assert_int_equal(dsv4_h5_write(file, "y", 0, 1, 6, NULL, large, &err), -1);
+    assert_string_equal(err.text, "a.h5: y: 2147483648 does not fit 32 bits");
+    dsv4_h5_abandon(file);
+}
+
+/* A main() on a full disk: of `argv[1]`, "define" or "close", the first that fails. */
+static int fill_disk(int argc, char **argv)
+{
+    (void)argc;
+    dsv4_error err = {""};
+    signal(SIGXFSZ, SIG_IGN);
+    dsv4_h5 *file = dsv4_h5_create("full.h5", &err);
+    struct rlimit limit = {4096, 4096};
+    setrlimit(RLIMIT_FSIZE, &limit);
+    int64_t shape[] = {strcmp(argv[1], "define") == 0 ? 10000 : 1};
+    bool defined = true;
+    char name[16];
+    for (int i = 0; i < 50 && defined; i++) {
+        snprintf(name, sizeof name, "g%d/x", i);
+        defined = dsv4_h5_define(file, name, DSV4_H5_F64, 1, shape, 0, &err) == 0;
+    }
+    if (defined)
+        dsv4_h5_close(file, &err);
+    else
+        dsv4_h5_abandon(file);
+    fprintf(stderr, "%s", err.text);
+    return access("full.h5.part", F_OK) == 0 || access("full.h5", F_OK) == 0;
+}
+
+static void full_disks_are_noticed(void **state)
+{
+    (void)state;
+    command_result result = command_call(fill_disk, "fill_disk", "define");
+    assert_string_equal(result.err, "full.h5: g0/x: cannot create the dataset: File too large");
+    assert_int_equal(result.code, 0);
+    command_free(&result);
+    result = command_call(fill_disk, "fill_disk", "close");
+    assert_string_equal(result.err, "full.h5: cannot finish writing: File too large");
+    assert_int_equal(result.code, 0);
+    command_free(&result);
+}
+
+/* A dataset of `type` in foreign.h5, with `values` given in `memory`. */
+static void add_foreign(hid_t file, const char *name, hid_t type, int rank, const hsize_t *dims,
+                        hid_t creation, hid_t memory, const void *values)
+{
+    hid_t space = rank < 0 ? H5Screate(H5S_NULL) : H5Screate_simple(rank, dims, NULL);
+    hid_t set = H5Dcreate2(file, name, type, space, H5P_DEFAULT, creation, H5P_DEFAULT);
+    assert_true(set >= 0);
+    if (values != NULL)
+        assert_true(H5Dwrite(set, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
+    H5Dclose(set);
+    H5Sclose(space);
+}
+
+static void foreign_numbers_are_read(void **state)
+{
+    (void)state;
+    hid_t file = H5Fcreate("foreign.h5", H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    const hsize_t dims[] = {2, 2};
+    const double values[] = {-1.5, 0.25, 3, 65504};
+    const int64_t numbers[] = {0, 1, 200, 255};
+    const hid_t integers[] = {H5T_STD_U8LE, H5T_STD_U16BE, H5T_STD_I32BE, H5T_STD_U64LE};
+    char name[16];
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "i%d", i);
+        add_foreign(file, name, integers[i], 2, dims, H5P_DEFAULT, H5T_NATIVE_INT64, numbers);
+    }
+    add_foreign(file, "long_double", H5T_NATIVE_LDOUBLE, 2, dims, H5P_DEFAULT, H5T_NATIVE_DOUBLE,
+                values);
+    hid_t half = H5Tcopy(H5T_IEEE_F32LE);
+    H5Tset_fields(half, 15, 10, 5, 0, 10);
+    H5Tset_size(half, 2);
+    H5Tset_ebias(half, 15);
+    add_foreign(file, "half", half, 2, dims, H5P_DEFAULT, H5T_NATIVE_DOUBLE, values);
+    H5Tclose(half);
+    hid_t chunked = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_chunk(chunked, 2, dims);
+    H5Pset_shuffle(chunked);
+    H5Pset_fletcher32(chunked);
+    add_foreign(file, "filtered", H5T_IEEE_F64BE, 2, dims, chunked, H5T_NATIVE_DOUBLE, values);
+    H5Pclose(chunked);
+    H5Fclose(file);
+
+    dsv4_h5 *reading = reopen("foreign.h5");
+    for (int i = 0; i < 4; i++) {
+        snprintf(name, sizeof name, "i%d", i);
+        assert_indices(reading, name, 4, numbers);
+    }
+    assert_values(reading, "long_double", 4, values);
+    assert_values(reading, "half", 4, values);
+    assert_values(reading, "filtered", 4, values);
+    close_file(reading);
+}
+
+static size_t same_bytes(unsigned flags, size_t count, const unsigned *values, size_t bytes,
+                         size_t *size, void **buffer)
+{
+    (void)flags;
+    (void)count;
+    (void)values;
+    (void)size;
+    (void)buffer;
+    return bytes;
+}
+
+/* Datasets with a filter that this program no longer has when it reads them. */
+static void add_unreadable(hid_t file)
+{
+    const H5Z_class2_t filter = {H5Z_CLASS_T_VERS, 300, 1, 1, "test", NULL, NULL, same_bytes};
+    const hsize_t dims[] = {2};
+    assert_true(H5Zregister(&filter) >= 0);
+    hid_t creation = H5Pcreate(H5P_DATASET_CREATE);
+    H5Pset_chunk(creation, 1, dims);
+    H5Pset_filter(creation, 300, 0, 0, NULL);
+    add_foreign(file, "filtered_floats", H5T_IEEE_F64LE, 1, dims, creation, H5T_NATIVE_DOUBLE,
+                (const double[]){1, 2});
+    add_foreign(file, "filtered_integers", H5T_STD_I32LE, 1, dims, creation, H5T_NATIVE_INT,
+                (const int[]){1, 2});
+    H5Pclose(creation);
+    assert_true(H5Zunregister(300) >= 0);
+}
+
+static void assert_begins(dsv4_h5 *file, const char *name, const char *expected)
+{
+    dsv4_error err = {""};
+    dsv4_h5_data data;
+    assert_int_equal(dsv4_h5_read(file, name, &data, &err), -1);
+    assert_memory_equal(err.text, expected, strlen(expected));
+}
+
+static void other_datasets_are_refused(void **state)
+{
+    (void)state;
+    hid_t file = H5Fcreate("foreign.h5", H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    const hsize_t one[] = {1, 1, 1, 1, 1, 1, 1, 1, 1};
+    const hsize_t huge[] = {(hsize_t)1 << 40, (hsize_t)1 << 10, (hsize_t)1 << 20};
+    hid_t enumeration = H5Tenum_create(H5T_NATIVE_INT);
+    H5Tenum_insert(enumeration, "zero", (const int[]){0});
+    hid_t compound = H5Tcreate(H5T_COMPOUND, 4);
+    H5Tinsert(compound, "x", 0, H5T_NATIVE_INT);
+    hid_t wide = H5Tcopy(H5T_STD_I64LE);
+    H5Tset_size(wide, 16);
+    const uint64_t top = UINT64_C(1) << 63;
+    add_foreign(file, "string", H5T_C_S1, 1, one, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "enumeration", enumeration, 1, one, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "compound", compound, 1, one, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "bits", H5T_STD_B8LE, 1, one, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "wide", wide, 1, one, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "unsigned", H5T_STD_U64LE, 1, one, H5P_DEFAULT, H5T_NATIVE_UINT64, &top);
+    add_foreign(file, "null", H5T_STD_I32LE, -1, NULL, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "rank9", H5T_STD_I32LE, 9, one, H5P_DEFAULT, 0, NULL);
+    add_foreign(file, "memory", H5T_IEEE_F32LE, 2, huge, H5P_DEFAULT, 0, NULL);
+    hid_t chunked = H5Pcreate(H5P_DATASET_CREATE); /* or HDF5 refuses the size itself */
+    H5Pset_chunk(chunked, 3, one);
+    add_foreign(file, "overflow", H5T_IEEE_F32LE, 3, huge, chunked, 0, NULL);
+    H5Pclose(chunked);
+    add_unreadable(file);
+    H5Tclose(enumeration);
+    H5Tclose(compound);
+    H5Tclose(wide);
+    H5Fclose(file);
+
+    dsv4_h5 *reading = reopen("foreign.h5");
+    assert_read_fails(reading, "none", "foreign.h5: no dataset none");
+    assert_read_fails(reading, "string",
+                      "foreign.h5: string: expected integers or floats, got type class string");
+    assert_read_fails(reading, "enumeration", "foreign.h5: enumeration: expected integers or "
+                      "floats, got type class enumeration");
+    assert_read_fails(reading, "compound", "foreign.h5: compound: expected integers or floats, "
+                      "got type class compound");
+    assert_read_fails(reading, "bits",
+                      "foreign.h5: bits: expected integers or floats, got type class other");
+    assert_read_fails(reading, "wide",
+                      "foreign.h5: wide: integers of 16 bytes, at most 8 are supported");
+    assert_read_fails(reading, "unsigned", "foreign.h5: unsigned: 9223372036854775808 does not "
+                      "fit a signed 64-bit number");
+    assert_read_fails(reading, "null", "foreign.h5: null: has no values (a null dataspace)");
+    assert_read_fails(reading, "rank9", "foreign.h5: rank9: rank 9, at most 8 is supported");
+    assert_read_fails(reading, "memory",
+                      "foreign.h5: memory: too large for the memory of this machine");
+    assert_read_fails(reading, "overflow",
+                      "foreign.h5: overflow: too large for the memory of this machine");
+    assert_begins(reading, "filtered_floats", "foreign.h5: filtered_floats: cannot read: ");
+    assert_begins(reading, "filtered_integers", "foreign.h5: filtered_integers: cannot read: ");
+    close_file(reading);
+}
+
+static void assert_open_fails(const char *path, const char *expected)
+{
+    dsv4_error err = {""};
+    assert_null(dsv4_h5_open(path, &err));
+    assert_memory_equal(err.text, expected, strlen(expected));
+}
+
+static void other_files_are_refused(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("whole.h5");
+    define(file, "x", DSV4_H5_F64, 1, SHAPE(1000), 0);
+    close_file(file);
+    assert_int_equal(truncate("whole.h5", 5000), 0);
+    assert_open_fails("whole.h5", "whole.h5: cannot open: truncated file");
+    FILE *text = fopen("text.h5", "w");
+    fputs("not HDF5", text);
+    fclose(text);
+    assert_open_fails("text.h5", "text.h5: not an HDF5 file");
+    assert_open_fails("none.h5", "none.h5: cannot open: No such file or directory");
+    assert_open_fails(".", ".: cannot open: Is a directory");
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(written_is_read),
+        cmocka_unit_test(datasets_are_listed),
+        cmocka_unit_test(bytes_do_not_depend_on_the_run),
+        cmocka_unit_test(abandoned_files_leave_nothing),
+        cmocka_unit_test(unusable_names_are_refused),
+        cmocka_unit_test(impossible_datasets_are_refused),
+        cmocka_unit_test(misplaced_rows_are_refused),
+        cmocka_unit_test(full_disks_are_noticed),
+        cmocka_unit_test(foreign_numbers_are_read),
+        cmocka_unit_test(other_datasets_are_refused),
+        cmocka_unit_test(other_files_are_refused),
+    };
+    return cmocka_run_group_tests_name("h5", tests, scratch_enter, scratch_leave) != 0;
+}
