@@ -86,12 +86,16 @@ function finish_comment(   label, body) {
 }
 FILENAME ~ /\.md$/ { read_spec($0); next }
 FILENAME ~ /^tests\// {
-    if (match($0, /covers: [^*]*/)) {
-        n = split(substr($0, RSTART + 8, RLENGTH - 8), label, /[ ,]+/)
-        for (i = 1; i <= n; i++) if (label[i] != "") {
+    line = $0
+    if (match(line, /covers: /)) { covering = 1; line = substr(line, RSTART + 8) }
+    if (covering) {
+        done = sub(/\*\/.*/, "", line)
+        n = split(line, label, /[ ,*]+/)
+        for (i = 1; i <= n; i++) if (label[i] ~ /\./) {
             if (!(label[i] in text)) complain(FILENAME ":" FNR ": covers " label[i] ", which is no rule")
             covered[label[i]] = 1
         }
+        if (done) covering = 0
     }
     next
 }

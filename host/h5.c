@@ -210,7 +210,7 @@ static hid_t open_dataset(dsv4_h5 *file, const char *name, dsv4_error *err)
     return set;
 }
 
-/* Rank and shape of a dataset that fits dsv4_h5_data; -1 for those that do not. */
+/* Rank and shape of a dataset that fits dsv4_h5_data; below 0 for those that do not. */
 static int get_shape(dsv4_h5 *file, const char *name, hid_t space, hsize_t *dims, dsv4_error *err)
 {
     if (H5Sget_simple_extent_type(space) == H5S_NULL)
@@ -219,16 +219,13 @@ static int get_shape(dsv4_h5 *file, const char *name, hid_t space, hsize_t *dims
     if (rank > DSV4_H5_MAX_RANK)
         return dsv4_fail(err, "%s: %s: rank %d, at most %d is supported", file->path, name, rank,
                          DSV4_H5_MAX_RANK);
-    if (rank < 0 || H5Sget_simple_extent_dims(space, dims, NULL) < 0)
-        return fail_hdf5(file->path, name, "cannot read the shape", err);
-    return rank;
+    return H5Sget_simple_extent_dims(space, dims, NULL);
 }
 
+/* Of what is neither integer nor float. */
 static const char *class_name(H5T_class_t class)
 {
     switch (class) {
-    case H5T_INTEGER: return "integer";
-    case H5T_FLOAT: return "float";
     case H5T_STRING: return "string";
     case H5T_ENUM: return "enumeration";
     case H5T_COMPOUND: return "compound";
@@ -261,9 +258,9 @@ static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, i
     int64_t row_size = rank > 0 ? product(rank - 1, dims + 1) : 0;
     if (rank == 0 || row < 0 || rows < 0 || row > (int64_t)dims[0] - rows || width < 0 ||
         width > row_size)
-        return dsv4_fail(err, "%s: %s: rows %lld..%lld of %lld values are outside the dataset",
-                         file->path, name, (long long)row, (long long)(row + rows),
-                         (long long)width);
+        return dsv4_fail(err, "%s: %s: %lld rows of %lld values from row %lld are outside the "
+                         "dataset", file->path, name, (long long)rows, (long long)width,
+                         (long long)row);
     if (rank > 2 && width != row_size)
         return dsv4_fail(err, "%s: %s: %lld of %lld values: only whole rows at rank %d",
                          file->path, name, (long long)width, (long long)row_size, rank);
@@ -278,11 +275,12 @@ static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, i
         dims[1] = (hsize_t)width;
     H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, dims, NULL);
     hid_t memory = H5Screate_simple(rank, dims, NULL);
-    herr_t status =
-        H5Dwrite(set, values != NULL ? H5T_NATIVE_DOUBLE : H5T_NATIVE_INT64, memory, space,
-                 H5P_DEFAULT, values != NULL ? (const void *)values : (const void *)indices);
+    int result = 0;
+    if (H5Dwrite(set, values != NULL ? H5T_NATIVE_DOUBLE : H5T_NATIVE_INT64, memory, space,
+                 H5P_DEFAULT, values != NULL ? (const void *)values : (const void *)indices) < 0)
+        result = fail_hdf5(file->path, name, "cannot write", err);
     H5Sclose(memory);
-    return status < 0 ? fail_hdf5(file->path, name, "cannot write", err) : 0;
+    return result;
 }
 
 int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,

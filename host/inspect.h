@@ -2,8 +2,8 @@
 #ifndef DSV4_INSPECT_H
 #define DSV4_INSPECT_H
 
-/* The command: argv[0] is its name. 0, 1 when a tensor is missing, unexpected or wrong or a value is
- * NaN, 2 when it cannot run. */
+/* The command: argv[0] is its name. 0, 1 when a tensor is missing, unexpected or wrong or a value
+ * is NaN, 2 when it cannot run. */
 int dsv4_inspect_main(int argc, char **argv);
 
 #endif

@@ -39,8 +39,8 @@ static void make_keys(const ref_context *c, const dsv4_layer *layer, const doubl
     ref_tap(c, "kv", position, T, d, 0, kv);
 }
 
-/* The compressed entries that token t attends to -> selected; returns how many. In CSA `iq` [n_i, d_i]
- * and `w` [n_i] are the token's indexer query and weights. */
+/* The compressed entries that token t attends to -> selected; returns how many. In CSA iq [n_i, d_i]
+ * and w [n_i] are the token's indexer query and weights. */
 static int64_t choose(const ref_context *c, const dsv4_layer *layer, const ref_layer_state *state,
                       int64_t t, const double *iq, const double *w, int64_t *selected)
 {
@@ -87,8 +87,8 @@ static void make_output(const ref_context *c, const dsv4_layer *layer, const dou
 }
 
 /* x [T, D], the tokens from `position` on -> y [T, D]. */
-void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *state, int64_t position,
-                   const double *x, int64_t T, double *y)
+void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *state,
+                   int64_t position, const double *x, int64_t T, double *y)
 {
     const dsv4_config *config = c->config;
     int64_t H = config->num_attention_heads, d = config->head_dim, W = config->sliding_window;
@@ -118,7 +118,8 @@ void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *sta
     ref_entry *list = dsv4_alloc((size_t)(in_window + entries), sizeof *list);
     for (int64_t t = 0; t < T; t++) {
         ref_window_push(c, state, position + t, kv + t * d);
-        int64_t n = choose(c, layer, state, position + t, iq + t * n_i * d_i, w + t * n_i, selected);
+        int64_t n =
+            choose(c, layer, state, position + t, iq + t * n_i * d_i, w + t * n_i, selected);
         n = ref_list_entries(c, state, position + t, selected, n, list);
         ref_core_attn(c, q + t * H * d, sink, list, n, core + t * H * d);
     }

@@ -40,11 +40,19 @@ int64_t ref_visible(int64_t position, int64_t ratio)
     return (position + 1) / ratio;
 }
 
-/* Pools group g into entry [head]. The items stand in rows t mod (c r) of state->a and state->z. */
+/* Where token t's a and z of a channel of group g stand: in row t mod (c r), and there in the half for
+ * tokens of the group before, or in that for its own. */
+static int64_t item(const ref_compressor_state *state, int64_t g, int64_t t, int64_t channel)
+{
+    int64_t row = t % (state->halves * state->ratio) * state->halves * state->head;
+    bool own_half = state->halves == 2 && t >= g * state->ratio;
+    return row + (own_half ? state->head : 0) + channel;
+}
+
+/* Pools group g into entry [head]. */
 static void pool(const ref_compressor_state *state, int64_t g, double *entry)
 {
-    int64_t r = state->ratio, head = state->head, slots = state->halves * r;
-    int64_t first = g * r, last = first + r - 1;
+    int64_t r = state->ratio, first = g * r, last = first + r - 1;
     /* compressor.hca.1: HCA: entry g pools the r items of its group. */
     int64_t oldest = first;
     /* compressor.csa.1: CSA: entry g pools 2r items: those of the previous group with their
@@ -53,23 +61,19 @@ static void pool(const ref_compressor_state *state, int64_t g, double *entry)
      * only. */
     if (state->halves == 2 && g > 0)
         oldest = first - r;
-    for (int64_t channel = 0; channel < head; channel++) {
+    for (int64_t channel = 0; channel < state->head; channel++) {
         double top = -INFINITY, sum = 0, pooled = 0;
-        for (int pass = 0; pass < 2; pass++)
-            for (int64_t t = oldest; t <= last; t++) {
-                int64_t half = state->halves == 2 && t >= first ? head : 0;
-                int64_t at = t % slots * (state->halves * head) + half + channel;
-                if (pass == 0) {
-                    top = fmax(top, state->z[at]);
-                    continue;
-                }
-                /* compressor.softmax.1: Channel by channel, an entry is the sum of p_t a_t over its
-                 * items, p being the softmax of their z over the items (all 2r of them together in
-                 * CSA). */
-                double p = exp(state->z[at] - top);
-                sum += p;
-                pooled += p * state->a[at];
-            }
+        for (int64_t t = oldest; t <= last; t++)
+            top = fmax(top, state->z[item(state, g, t, channel)]);
+        for (int64_t t = oldest; t <= last; t++) {
+            int64_t at = item(state, g, t, channel);
+            /* compressor.softmax.1: Channel by channel, an entry is the sum of p_t a_t over its
+             * items, p being the softmax of their z over the items (all 2r of them together in
+             * CSA). */
+            double p = exp(state->z[at] - top);
+            sum += p;
+            pooled += p * state->a[at];
+        }
         entry[channel] = pooled / sum;
     }
 }

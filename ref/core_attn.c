@@ -23,9 +23,9 @@ int64_t ref_list_entries(const ref_context *c, const ref_layer_state *state, int
     return count;
 }
 
-/* One head: q [d] over the list -> out [d]. The list is in order of slots, and has at least one entry. */
-static void head_attention(const ref_context *c, const double *q, double sink, const ref_entry *list,
-                           int64_t count, double *out)
+/* One head: q [d] over the list -> out [d]. The list is in order of slots, and not empty. */
+static void head_attention(const ref_context *c, const double *q, double sink,
+                           const ref_entry *list, int64_t count, double *out)
 {
     int64_t d = c->config->head_dim;
     double logit[64], denominator = 0;

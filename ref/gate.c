@@ -27,7 +27,8 @@ void ref_gate(const ref_context *c, const dsv4_layer *layer, const double *x, in
             const dsv4_matrix *table = &layer->ffn.gate.tid2eid;
             chosen[i] = ref_integer(table, token, i);
             if (chosen[i] < 0 || chosen[i] >= E) {
-                dsv4_fail(c->error, "%s: %s: value [%lld, %lld] is %lld, expected an expert 0..%lld",
+                dsv4_fail(c->error,
+                          "%s: %s: value [%lld, %lld] is %lld, expected an expert 0..%lld",
                           table->file, table->name, (long long)token, (long long)i,
                           (long long)chosen[i], (long long)(E - 1));
                 chosen[i] = 0;

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* y[t, o] = sum_i w[first + o, i] x[t, i] for `rows` rows of w. x [T, cols], y [T, stride]. The row is
+/* y[t, o] = sum_i w[first + o, i] x[t, i] for `rows` rows of w. x [T, cols], y [T, stride]. A row is
  * decoded once and multiplied with all tokens; with `as_bf16` it passes a rounding point first. */
 static void products(const ref_context *c, const dsv4_matrix *w, int64_t first, int64_t rows,
                      bool as_bf16, const double *x, int64_t T, double *y, int64_t stride)
@@ -43,7 +43,8 @@ void ref_linear(const ref_context *c, const dsv4_matrix *w, const double *x, int
     free(input);
 }
 
-void ref_linear_f32(const ref_context *c, const dsv4_matrix *w, const double *x, int64_t T, double *y)
+void ref_linear_f32(const ref_context *c, const dsv4_matrix *w, const double *x, int64_t T,
+                    double *y)
 {
     /* linear.f32.1: A binary32 map uses weights and input as they are. Released: its output is a
      * binary32 number. */

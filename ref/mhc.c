@@ -11,8 +11,8 @@ static double sigmoid(double x)
 }
 
 /* -> pre [n], post [n], comb [n, n]. */
-void ref_mhc_mix(const ref_context *c, const dsv4_hc *hc, const double *x, double *pre, double *post,
-                 double *comb)
+void ref_mhc_mix(const ref_context *c, const dsv4_hc *hc, const double *x, double *pre,
+                 double *post, double *comb)
 {
     int64_t n = c->config->hc_mult, nD = n * c->config->hidden_size;
     double hc_eps = c->config->hc_eps;

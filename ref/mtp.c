@@ -3,7 +3,8 @@
 
 #include <stdlib.h>
 
-/* h [T, n, D], the streams after the last layer; next_ids [T], the token after each -> logits [T, V]. */
+/* h [T, n, D], the streams after the last layer; next_ids [T], the token after each -> logits
+ * [T, V]. */
 void ref_mtp(ref_context *c, const dsv4_model *model, ref_state *state, const int64_t *next_ids,
              const double *h, int64_t T, double *logits)
 {

@@ -57,7 +57,8 @@ void ref_muon_step(const ref_muon_options *options, int64_t rows, int64_t cols, 
     double step = lr * options->rescale * sqrt((double)(rows > cols ? rows : cols));
     for (int64_t i = 0; i < rows; i++)
         for (int64_t j = 0; j < cols; j++)
-            M[i * cols + j] = M[i * cols + j] * (1 - lr * options->weight_decay) -
-                              step * gsl_matrix_get(X, (size_t)(tall ? j : i), (size_t)(tall ? i : j));
+            M[i * cols + j] =
+                M[i * cols + j] * (1 - lr * options->weight_decay) -
+                step * gsl_matrix_get(X, (size_t)(tall ? j : i), (size_t)(tall ? i : j));
     gsl_matrix_free(X);
 }

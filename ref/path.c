@@ -13,8 +13,8 @@ void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, 
         c->tap->at(c->tap->context, &point);
 }
 
-void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
-                     int64_t *indices)
+void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows,
+                     int64_t dim0, int64_t *indices)
 {
     dsv4_point point = {.name = name, .layer = c->layer, .row = row, .rows = rows, .rank = 1,
                         .dim = {dim0, 0}, .indices = indices};
@@ -92,8 +92,9 @@ static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits
     if (run->model->mtp == NULL)
         return dsv4_fail(err, "the model was opened without its MTP layer");
     if (n != run->h_tokens || position + n != run->state->position)
-        return dsv4_fail(err, "MTP of %lld tokens after %lld, expected the %lld of the last forward "
-                         "call", (long long)n, (long long)position, (long long)run->h_tokens);
+        return dsv4_fail(err, "MTP of %lld tokens after %lld, expected the %lld of the last "
+                         "forward call", (long long)n, (long long)position,
+                         (long long)run->h_tokens);
     if (check_call(run, next_ids, n, position, err) != 0)
         return -1;
     run->context.error = err;

@@ -2,7 +2,7 @@
  *
  * Everything is computed in binary64, on plain row-major arrays, by loops that follow the formulas.
  * Both contracts of spec/numerics.md go through the same code: ref_bf16() and ref_f32() are the
- * rounding points, and in EXACT they return their argument.
+ * rounding points, and in DSV4_EXACT they return their argument.
  *
  * Letters: T tokens of this call, D hidden_size, H heads, d head_dim, R qk_rope_head_dim, n hc_mult,
  * W sliding_window, E experts, k chosen experts, I moe_intermediate_size, V vocabulary,
@@ -22,14 +22,14 @@ typedef struct {
     int64_t layer;       /* in progress, for the tap */
 } ref_context;
 
-double *ref_new(int64_t count);                                  /* zeros; release with free() */
+double *ref_new(int64_t count); /* zeros; release with free() */
 
 /* Shows `rows` rows of a named tensor, the first being row `row` of the whole run, to the tap, which
  * may overwrite them. A row has shape [dim0], or [dim0, dim1] where dim1 is not 0. */
 void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
              int64_t dim1, double *values);
-void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
-                     int64_t *indices);
+void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows,
+                     int64_t dim0, int64_t *indices);
 
 /* spec/numerics.md */
 double ref_round_to(double x, int precision, int min_exponent);  /* nearest, ties to even */
@@ -53,7 +53,8 @@ void ref_qdq_index(const ref_context *c, double *x);             /* [d_i] */
 
 /* spec/linear.md */
 void ref_linear(const ref_context *c, const dsv4_matrix *w, const double *x, int64_t T, double *y);
-void ref_linear_f32(const ref_context *c, const dsv4_matrix *w, const double *x, int64_t T, double *y);
+void ref_linear_f32(const ref_context *c, const dsv4_matrix *w, const double *x, int64_t T,
+                    double *y);
 void ref_linear_grouped(const ref_context *c, const dsv4_matrix *w, int64_t groups, const double *x,
                         int64_t T, double *y);
 
@@ -76,8 +77,8 @@ void ref_embed(const ref_context *c, const dsv4_matrix *embed, const int64_t *id
 void ref_streams(const ref_context *c, const double *e, int64_t T, double *h);
 
 /* spec/mhc.md */
-void ref_mhc_mix(const ref_context *c, const dsv4_hc *hc, const double *x, double *pre, double *post,
-                 double *comb);
+void ref_mhc_mix(const ref_context *c, const dsv4_hc *hc, const double *x, double *pre,
+                 double *post, double *comb);
 void ref_mhc_sinkhorn(const ref_context *c, double *comb);
 void ref_mhc_pre(const ref_context *c, const double *pre, const double *x, double *u);
 void ref_mhc_post(const ref_context *c, const double *post, const double *comb, const double *y,
@@ -125,8 +126,8 @@ void ref_core_attn(const ref_context *c, const double *q, const double *sink, co
                    int64_t count, double *out);
 
 /* spec/attention.md */
-void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *state, int64_t position,
-                   const double *x, int64_t T, double *y);
+void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *state,
+                   int64_t position, const double *x, int64_t T, double *y);
 
 /* spec/gate.md */
 void ref_gate(const ref_context *c, const dsv4_layer *layer, const double *x, int64_t token,

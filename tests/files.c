@@ -121,7 +121,8 @@ static void set_tensor(stored_tensor *tensor, const char *dtype, int rank, const
 {
     snprintf(tensor->dtype, sizeof tensor->dtype, "%s", dtype);
     tensor->rank = rank;
-    memcpy(tensor->shape, shape, (size_t)rank * sizeof *shape);
+    for (int i = 0; i < rank; i++)
+        tensor->shape[i] = shape[i];
     tensor->size = size;
     free(tensor->data);
     tensor->data = dsv4_alloc(size, 1);

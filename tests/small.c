@@ -93,7 +93,9 @@ static double of_bf16(int code)
 static double of_f16(int code)
 {
     double magnitude = float_of((uint32_t)(code & 0x7fff) << 13) * 0x1p112;
-    return (code & 0x8000 ? -1 : 1) * ((code & 0x7c00) == 0x7c00 ? NAN : magnitude);
+    if ((code & 0x7c00) == 0x7c00)
+        magnitude = (code & 0x3ff) == 0 ? INFINITY : NAN;
+    return (code & 0x8000 ? -1 : 1) * magnitude;
 }
 
 static double of_e4m3(int code)
@@ -173,6 +175,20 @@ double small_f32_point(const small *s, double x)
 double small_bf16_point(const small *s, double x)
 {
     return s->c.numerics == DSV4_EXACT ? x : small_to_bf16(x);
+}
+
+void small_act_quant(double *x, int64_t count, int64_t block)
+{
+    for (int64_t i = 0; i < count; i += block) {
+        float amax = 1e-4f;
+        for (int64_t j = i; j < i + block; j++)
+            amax = fmaxf(amax, fabsf((float)x[j]));
+        double scale = 0x1p-60;
+        while (scale < (float)(amax * (float)(1 / 448.0)))
+            scale *= 2;
+        for (int64_t j = i; j < i + block; j++)
+            x[j] = small_to_e4m3(x[j] / scale) * scale;
+    }
 }
 
 /* ---- matrices ---- */

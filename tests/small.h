@@ -1,5 +1,5 @@
 /* Small operands for the tests of single chapters: a configuration without a file, matrices of
- * every stored format over plain numbers, random numbers, roundings found by search, and comparisons
+ * every stored format over plain numbers, random numbers, roundings found by search, and asserts
  * that say what differs. Shares no code with ref/.
  *
  *     static void some_test(void **state)
@@ -75,6 +75,9 @@ double small_to_bf16(double x);
 double small_to_e4m3(double x);
 double small_to_e2m1(double x);
 
+/* The input of an FP8 or FP4 product in RELEASED (quant.act.1 to 3). */
+void small_act_quant(double *x, int64_t count, int64_t block);
+
 /* The identity in EXACT. */
 double small_f32_point(const small *s, double x);
 double small_bf16_point(const small *s, double x);
@@ -89,7 +92,8 @@ void small_near_at(const small *s, const char *what, const double *got, const do
 
 /* The same for one value. */
 #define small_about(s, got, want, bound) \
-    small_near_at(s, #got, &(const double){got}, &(const double){want}, 1, bound, __FILE__, __LINE__)
+    small_near_at(s, #got, &(const double){got}, &(const double){want}, 1, bound, __FILE__, \
+                  __LINE__)
 #define small_is(s, got, want) small_about(s, got, want, 0)
 
 #endif

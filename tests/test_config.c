@@ -441,6 +441,7 @@ static void rope_scaling_is_yarn_or_nothing(void **state)
     refuse(CHANGES("compress_rope_theta", "1"),
            "compress_rope_theta: expected another number than 1");
     accept(CHANGES("compress_rope_theta", "1", "rope_scaling", "null"));
+    accept(CHANGES("compress_rope_theta", "1", original, "0"));
     accept(CHANGES("rope_theta", "1"));
 }
 

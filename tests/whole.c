@@ -36,7 +36,9 @@ void whole_open(whole *w, dsv4_numerics numerics, make_style style, const char *
 {
     bool released = numerics == DSV4_RELEASED;
     const make_options options = {.style = released ? MAKE_RELEASED : style, .seed = 1};
-    char *json = files_json(released ? released_config : exact_config, changes);
+    const char *const none[] = {END_OF_CHANGES};
+    char *json = files_json(released ? released_config : exact_config,
+                            changes != NULL ? changes : none);
     dsv4_error err = {{0}};
     *w = (whole){.dir = files_directory(), .numerics = numerics};
     if (make_checkpoint(w->dir, json, &options, &err) != 0 ||

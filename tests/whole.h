@@ -13,8 +13,8 @@ typedef struct {
 } whole;
 
 /* A model of random weights with the layers SWA, CSA, HCA, CSA and, as MTP, SWA: the geometry of
- * whole_exact or whole_released with changes as files_json() takes them. RELEASED has the dtypes of
- * the released layout; EXACT takes the style. Ends the test with a message where it cannot. */
+ * whole.c with changes as files_json() takes them, or NULL. RELEASED has the dtypes of the released
+ * layout; EXACT takes the style. Ends the test with a message where it cannot. */
 void whole_open(whole *w, dsv4_numerics numerics, make_style style, const char *const changes[]);
 void whole_close(whole *w);
 

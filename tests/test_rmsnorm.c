@@ -1,0 +1,114 @@
+/* spec/rmsnorm.md: with a weight, and per query head without. */
+#include "small.h"
+
+#include <math.h>
+
+/* covers: rmsnorm.weight.1 rmsnorm.weight.2 */
+static void weighted_by_hand(void **state)
+{
+    small *s = *state;
+    double y[4];
+    s->config.rms_norm_eps = 12.5; /* mean of squares 12.5 and 6: roots of 25 and 18.5 */
+    dsv4_matrix w = small_f32(s, (double[]){1, -2}, 1, 2);
+    ref_rmsnorm(&s->c, &w, (double[]){3, 4, 2, sqrt(8)}, 2, y);
+    small_near(s, y, ((double[]){0.6, -1.6, 2 / sqrt(18.5), -2 * sqrt(8 / 18.5)}), 4, 1e-15);
+
+    s->config.rms_norm_eps = 0;
+    w = small_f32(s, (double[]){1, 1, 1, 1}, 1, 4);
+    ref_rmsnorm(&s->c, &w, (double[]){-5, 5, 5, -5}, 1, y);
+    small_near(s, y, ((double[]){-1, 1, 1, -1}), 4, 1e-15);
+}
+
+/* covers: rmsnorm.weight.1 rmsnorm.weight.2 */
+static void weighted_in_binary32(void **state)
+{
+    small *s = *state;
+    enum { width = 96, T = 40 };
+    s->c.numerics = DSV4_RELEASED;
+    dsv4_matrix w = small_random_matrix(s, DSV4_F32, 1, width, 2);
+    double *weight = small_values(s, &w), *x = small_randoms(s, T * width, 3);
+    double want[T * width], y[T * width];
+    for (int64_t t = 0; t < T; t++) {
+        long double squares = 0;
+        for (int64_t i = 0; i < width; i++)
+            squares += (long double)x[t * width + i] * x[t * width + i];
+        float r = (float)(1 / sqrtl(squares / width + 1e-6L));
+        for (int64_t i = 0; i < width; i++) {
+            float scaled = (float)x[t * width + i] * r, weighted = scaled * (float)weight[i];
+            want[t * width + i] = small_to_bf16((double)weighted);
+        }
+    }
+    ref_rmsnorm(&s->c, &w, x, T, y);
+    small_same(s, y, want, T * width);
+    ref_rmsnorm(&s->c, &w, x, T, x); /* in place */
+    small_same(s, x, want, T * width);
+}
+
+/* y of the vector (a, b) whose mean square is 1, so that r = 1, with the weights (v, w). */
+static void unit_case(small *s, double a, double v, double w, double want0, double want1)
+{
+    double x[2] = {a, sqrt(2 - a * a)}, y[2];
+    dsv4_matrix weight = small_f32(s, (double[]){v, w}, 1, 2);
+    ref_rmsnorm(&s->c, &weight, x, 1, y);
+    small_same(s, y, ((double[]){want0, want1}), 2);
+}
+
+/* covers: rmsnorm.weight.2 */
+static void each_product_is_binary32(void **state)
+{
+    small *s = *state;
+    s->c.numerics = DSV4_RELEASED;
+    s->config.rms_norm_eps = 0;
+    /* x r = 1 +- 2^-26 is 1 in binary32, and times the weight a tie of bf16. */
+    unit_case(s, 1 + 0x1p-26, 1 + 0x1p-8, 1 + 3 * 0x1p-8, 1, 1 + 0x1p-6);
+    /* The product with the weight is 2^-24 above the tie 1 + 2^-8, and the tie in binary32. */
+    unit_case(s, 0x1.001p0, 0x1.00eff2p0, 0, 1, 0);
+}
+
+/* covers: rmsnorm.head.1 */
+static void heads_by_hand(void **state)
+{
+    small *s = *state;
+    s->config.head_dim = 2;
+    s->config.rms_norm_eps = 12.5;
+    double x[6] = {3, 4, -3, 0, 0, 0};
+    ref_rmsnorm_head(&s->c, x, 3);
+    small_near(s, x, ((double[]){0.6, 0.8, -3 / sqrt(17), 0, 0, 0}), 6, 1e-15);
+}
+
+/* covers: rmsnorm.head.1 rmsnorm.head.2 */
+static void heads_in_bf16(void **state)
+{
+    small *s = *state;
+    enum { d = 64, heads = 300 };
+    s->c.numerics = DSV4_RELEASED;
+    s->config.head_dim = d;
+    for (int pass = 0; pass < 2; pass++) {
+        s->config.rms_norm_eps = pass == 0 ? 1e-6 : 0.03; /* the sum with eps is a rounding too */
+        double *x = small_randoms(s, heads * d, 2), want[heads * d];
+        for (int64_t h = 0; h < heads; h++) {
+            long double sum = 0;
+            for (int64_t i = 0; i < d; i++)
+                sum += small_to_bf16(x[h * d + i] * x[h * d + i]);
+            double mean = small_to_bf16((double)(sum / d));
+            double shifted = small_to_bf16(mean + s->config.rms_norm_eps);
+            double r = small_to_bf16((double)(1 / sqrtl(shifted)));
+            for (int64_t i = 0; i < d; i++)
+                want[h * d + i] = small_to_bf16(x[h * d + i] * r);
+        }
+        ref_rmsnorm_head(&s->c, x, heads);
+        small_same(s, x, want, heads * d);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        small_test(weighted_by_hand),
+        small_test(weighted_in_binary32),
+        small_test(each_product_is_binary32),
+        small_test(heads_by_hand),
+        small_test(heads_in_bf16),
+    };
+    return cmocka_run_group_tests_name("rmsnorm", tests, NULL, NULL) != 0;
+}
