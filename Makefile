@@ -64,6 +64,7 @@ asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	    OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
 coverage: ## line and branch coverage of ref/ and host/; fails under 95 % of lines
+	$(Q)find $(BUILD)/coverage -name '*.gcda' -delete 2>/dev/null || true
 	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/coverage OPT="-O0 -g --coverage"
 	$(Q)ci/coverage.sh $(BUILD)/coverage
 

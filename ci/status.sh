@@ -14,7 +14,7 @@ table() {
     echo '|---|---|---|---|'
     for chapter in config checkpoint numerics quant linear rmsnorm rope hadamard embed mhc compressor \
         indexer core_attn attention gate expert moe block head mtp forward state muon; do
-        code=$(sed -n 's/^Code: //p' "spec/$chapter.md" | sed 's/`//g; s|(\.\./|(|g; s/\. Weights.*//; s/\.$//')
+        code=$(sed -n 's/^Code: //p' "spec/$chapter.md" | sed 's/`//g; s/(\.\.\//(/g; s/\. Weights*:.*//; s/\.$//')
         rules=$(grep -c "^- \*\*$chapter\." "spec/$chapter.md")
         log=$build/tests/test_$chapter.log
         passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test(s).*/\1/p' "$log" 2>/dev/null)

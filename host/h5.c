@@ -63,8 +63,9 @@ static void free_file(dsv4_h5 *file)
     free(file);
 }
 
-/* Of a group, or of the file for its root group: no time of day, and all links in the object header.
- * The heap that HDF5 makes of more than 8 links lies wherever its cache happened to flush it. */
+/* Of a group, or of the file for its root group: no time of day, and all links in the object
+ * header. The heap that HDF5 makes of more than 8 links lies wherever its cache happened to flush
+ * it. */
 static void set_plain_group(hid_t creation)
 {
     H5Pset_obj_track_times(creation, 0);
@@ -134,8 +135,8 @@ void dsv4_h5_abandon(dsv4_h5 *file)
     free_file(file);
 }
 
-/* The groups above dataset `name`. Made one by one, because those that HDF5 makes on the way are not
- * plain. */
+/* The groups above dataset `name`. Made one by one, because those that HDF5 makes on the way are
+ * not plain. */
 static int make_groups(dsv4_h5 *file, const char *name, dsv4_error *err)
 {
     int result = 0;

@@ -14,21 +14,21 @@ typedef enum { DSV4_H5_F64, DSV4_H5_F32, DSV4_H5_I32, DSV4_H5_I64 } dsv4_h5_type
 
 typedef struct dsv4_h5 dsv4_h5;
 
-/* Creates `path`. The file appears under its name only when dsv4_h5_close() has succeeded: until then
- * it is "PATH.part", which dsv4_h5_abandon() removes. NULL with one line in `err`. */
+/* Creates `path`. The file appears under its name only when dsv4_h5_close() has succeeded: until
+ * then it is "PATH.part", which dsv4_h5_abandon() removes. NULL with one line in `err`. */
 dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err);
 dsv4_h5 *dsv4_h5_open(const char *path, dsv4_error *err);
 int dsv4_h5_close(dsv4_h5 *file, dsv4_error *err);
 void dsv4_h5_abandon(dsv4_h5 *file);
 
-/* Makes dataset `name` ("trace/layers/0/q": groups are made as needed) of the whole shape, every value
- * `fill` until written. */
+/* Makes dataset `name` ("trace/layers/0/q": groups are made as needed) of the whole shape, every
+ * value `fill` until written. */
 int dsv4_h5_define(dsv4_h5 *file, const char *name, dsv4_h5_type type, int rank,
                    const int64_t *shape, double fill, dsv4_error *err);
 
-/* Writes rows [row, row + rows) of a defined dataset, of each row the first `width` values (the rows
- * of a dataset of rank 3 count as flat). Conversion to the dataset's type is HDF5's: float rounding
- * to nearest. One of `values` and `indices` is NULL. */
+/* Writes rows [row, row + rows) of a defined dataset, of each row the first `width` values (the
+ * rows of a dataset of rank 3 count as flat, and are written whole). Conversion to the dataset's
+ * type is HDF5's: float rounding to nearest. One of `values` and `indices` is NULL. */
 int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,
                   const double *values, const int64_t *indices, dsv4_error *err);
 

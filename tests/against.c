@@ -87,7 +87,7 @@ against_tensor *against_rows(against *a, const char *name, int64_t row, int64_t 
             continue;
         }
         t->worst = error <= t->worst ? t->worst : error; /* keeps a NaN */
-        if (is_qdq(t->tensor)) {
+        if (a->feed && is_qdq(t->tensor)) { /* fed passes are released ones */
             double step = qdq_step(a, t, t->want.values + at / vector * vector, vector, at % vector);
             t->worst_steps = fmax(t->worst_steps, error / step);
         }

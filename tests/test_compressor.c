@@ -201,7 +201,7 @@ static void hca_by_hand(void **state)
 {
     small *s = *state;
     /* Channel 0 weighs its two tokens 3 : 1, channel 1 evenly: (5, 15) and (2, 8). */
-    const double ape[4] = {log(3), 0, 0, 0}, x[8] = {4, 10, 8, 20, 1, 6, 5, 10};
+    const double ape[4] = {log(3), 1000, 0, 1000}, x[8] = {4, 10, 8, 20, 1, 6, 5, 10};
     double entries[2];
     pool_by_hand(s, 2, 4, ape, x, entries);
     small_near(s, entries, ((double[]){3, 4}), 2, 1e-6); /* ape is binary32 */

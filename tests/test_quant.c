@@ -284,18 +284,18 @@ static void activations_block_by_block(void **state)
 static void kv_entries(void **state)
 {
     small *s = *state;
-    s->config.head_dim = 128 + 6;
-    s->config.qk_rope_head_dim = 6;
-    double *entry = small_array(s, 134), *want;
-    for (int64_t i = 0; i < 134; i++)
+    s->config.head_dim = 192;
+    s->config.qk_rope_head_dim = 64;
+    double *entry = small_array(s, 192), *want;
+    for (int64_t i = 0; i < 192; i++)
         entry[i] = small_random(s) * (i / 64 == 1 ? 1e-3 : 10);
-    want = small_copy(s, entry, 134);
+    want = small_copy(s, entry, 192);
     ref_qdq_kv(&s->c, entry);
-    small_same(s, entry, want, 134); /* exact */
+    small_same(s, entry, want, 192); /* exact */
     s->c.numerics = DSV4_RELEASED;
     small_act_quant(want, 128, 64);
     ref_qdq_kv(&s->c, entry);
-    small_same(s, entry, want, 134);
+    small_same(s, entry, want, 192);
 }
 
 /* The QDQ of a block that holds `amax` and x gives x as `want`. */

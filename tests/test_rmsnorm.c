@@ -44,13 +44,13 @@ static void weighted_in_binary32(void **state)
     small_same(s, x, want, T * width);
 }
 
-/* y of the vector (a, b) whose mean square is 1, so that r = 1, with the weights (v, w). */
-static void unit_case(small *s, double a, double v, double w, double want0, double want1)
+/* The first value of the normed vector (a, b), of weight w. */
+static void first_value(small *s, double a, double b, double w, double want)
 {
-    double x[2] = {a, sqrt(2 - a * a)}, y[2];
-    dsv4_matrix weight = small_f32(s, (double[]){v, w}, 1, 2);
-    ref_rmsnorm(&s->c, &weight, x, 1, y);
-    small_same(s, y, ((double[]){want0, want1}), 2);
+    double y[2];
+    dsv4_matrix weight = small_f32(s, (double[]){w, 0}, 1, 2);
+    ref_rmsnorm(&s->c, &weight, (double[]){a, b}, 1, y);
+    small_is(s, y[0], want);
 }
 
 /* covers: rmsnorm.weight.2 */
@@ -59,10 +59,13 @@ static void each_product_is_binary32(void **state)
     small *s = *state;
     s->c.numerics = DSV4_RELEASED;
     s->config.rms_norm_eps = 0;
-    /* x r = 1 +- 2^-26 is 1 in binary32, and times the weight a tie of bf16. */
-    unit_case(s, 1 + 0x1p-26, 1 + 0x1p-8, 1 + 3 * 0x1p-8, 1, 1 + 0x1p-6);
-    /* The product with the weight is 2^-24 above the tie 1 + 2^-8, and the tie in binary32. */
-    unit_case(s, 0x1.001p0, 0x1.00eff2p0, 0, 1, 0);
+    /* A mean square of 1 makes r = 1. x r is 1 in binary32, and times the weight a tie of bf16. */
+    double a = 1 + 33 * 0x1p-30, b = 0x1.001p0;
+    first_value(s, a, sqrt(2 - a * a), 0x1.f1p0, 0x1.fp0);
+    /* The product with the weight is less than 2^-24 above 1 + 2^-8, a tie: it is on it. */
+    first_value(s, b, sqrt(2 - b * b), 0x1.00eff2p0, 1);
+    /* r = 1 / x is rounded, so that x r is not 1. */
+    first_value(s, 0x1.1ap0, 0x1.1ap0, 0x1.010002p0, 1);
 }
 
 /* covers: rmsnorm.head.1 */

@@ -99,7 +99,8 @@ static void yarn_at_its_edges(void **state)
     static const struct { int64_t R; double theta, factor, original, fast, slow; } edge[] = {
         {64, 160000, 16, 65536, 32, 1},  /* Flash */
         {64, 10000, 40, 4096, 32, 1},
-        {6, 160000, 3, 65536, 32, 1},    /* a factor that is no power of two */
+        {64, 40000, 3, 32768, 20, 1},    /* factors that are no powers of two */
+        {64, 160000, 10, 65536, 64, 0.5},
         {8, 160000, 16, 6, 32, 1},       /* both clamped to 0: hi == lo */
         {16, 100, 16, 100, 1.5, 1.5},    /* c = 4.1 twice: one pair apart */
         {64, 160000, 16, 1, 32, 1},      /* shorter than a turn: hi < lo, nothing is slowed */
@@ -189,6 +190,24 @@ static void rotations_at_all_positions(void **state)
         }
 }
 
+/* Numbers that cosine or sine take next to a tie of bf16: their own rounding decides. */
+/* covers: rope.angle.1 */
+static void released_cosines_are_binary32(void **state)
+{
+    small *s = *state;
+    s->c.numerics = DSV4_RELEASED;
+    s->config.qk_rope_head_dim = 2;
+    for (int64_t position = 1; position < 200; position++) {
+        double cosine = (float)cosl(position), sine = (float)sinl(position);
+        double x[2] = {(float)((1 + 0x1p-8) / cosine), 0}, y[2] = {(float)((1 + 0x1p-8) / sine), 0};
+        double want_x = small_to_bf16(x[0] * cosine), want_y = small_to_bf16(y[0] * sine);
+        ref_rope(&s->c, (double[]){1}, position, x, 2);
+        ref_rope(&s->c, (double[]){1}, position, y, 2);
+        small_is(s, x[0], want_x);
+        small_is(s, y[1], want_y);
+    }
+}
+
 /* covers: rope.rotate.1 rope.last.1 rope.inverse.1 */
 static void quarter_turns(void **state)
 {
@@ -255,6 +274,7 @@ int main(void)
         small_test(yarn_at_its_edges),
         small_test(layers_without_yarn),
         small_test(rotations_at_all_positions),
+        small_test(released_cosines_are_binary32),
         small_test(quarter_turns),
         small_test(rotations_keep_norms_and_distances),
         small_test(released_angles_are_binary32),
