@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +9,7 @@
 #include <sys/stat.h>
 
 #include "file.h"
+#include "json.h"
 
 typedef struct {
     char *path;
@@ -209,6 +209,8 @@ static int index_names(dsv4_checkpoint *c, dsv4_error *err)
 {
     for (size_t i = 0; i < c->count; i++) {
         const dsv4_tensor *tensor = &c->tensors[i];
+        if (tensor->name[0] == '\0')
+            return dsv4_fail(err, "%s: a tensor without a name", tensor->file);
         const dsv4_tensor *other = dsv4_checkpoint_find(c, tensor->name);
         if (other != NULL)
             return dsv4_fail(err, "%s: tensor %s: %s has the same one under another name",
@@ -301,10 +303,12 @@ static int read_shard(dsv4_checkpoint *c, const shard *s, const char *file, cons
     if (length > s->map.size - 8)
         return dsv4_fail(err, "%s: truncated: expected a header of %" PRIu64
                          " bytes, got a file of %zu", s->path, length, s->map.size);
-    json_error_t problem;
-    json_t *header = json_loadb(s->map.data + 8, length, JSON_REJECT_DUPLICATES, &problem);
+    char *where = dsv4_alloc(strlen(s->path) + sizeof ": header", 1);
+    json_t *header = dsv4_json_parse(s->map.data + 8, length,
+                                     strcat(strcpy(where, s->path), ": header"), err);
+    free(where);
     if (header == NULL)
-        return dsv4_fail(err, "%s: header: %s", s->path, problem.text);
+        return -1;
     const payload p = {
         .path = s->path,
         .header = header,
@@ -345,13 +349,10 @@ static json_t *load_weight_map(const char *path, dsv4_error *err)
     dsv4_file file;
     if (dsv4_file_map(&file, path, err) != 0)
         return NULL;
-    json_error_t problem;
-    json_t *root = json_loadb(file.data, file.size, JSON_REJECT_DUPLICATES, &problem);
+    json_t *root = dsv4_json_parse(file.data, file.size, path, err);
     dsv4_file_unmap(&file);
-    if (root == NULL) {
-        dsv4_fail(err, "%s: line %d: %s", path, problem.line, problem.text);
+    if (root == NULL)
         return NULL;
-    }
     json_t *weight_map = json_incref(json_object_get(root, "weight_map"));
     json_decref(root);
     if (!json_is_object(weight_map)) {

@@ -1,11 +1,11 @@
 #include "config.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "file.h"
+#include "json.h"
 
 /* One JSON object on its way into a dsv4_config. */
 typedef struct {
@@ -38,13 +38,10 @@ static const double max_real = 1e30;
 
 static json_t *load_object(const char *text, size_t length, const char *name, dsv4_error *err)
 {
-    json_error_t problem;
     /* config.file.1: config.json is one JSON object, and no object in it has a key twice. Keys that
      * this chapter does not name are ignored. */
-    json_t *root = json_loadb(text, length, JSON_REJECT_DUPLICATES, &problem);
-    if (root == NULL)
-        dsv4_fail(err, "%s: line %d: %s", name, problem.line, problem.text);
-    else if (!json_is_object(root)) {
+    json_t *root = dsv4_json_parse(text, length, name, err);
+    if (root != NULL && !json_is_object(root)) {
         dsv4_fail(err, "%s: expected a JSON object, got a list", name);
         json_decref(root);
         root = NULL;

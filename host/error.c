@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 int dsv4_fail(dsv4_error *err, const char *format, ...)
 {
@@ -10,8 +11,18 @@ int dsv4_fail(dsv4_error *err, const char *format, ...)
         return -1;
     va_list arguments;
     va_start(arguments, format);
-    vsnprintf(err->text, sizeof err->text, format, arguments);
+    char *whole = NULL;
+    int length = vasprintf(&whole, format, arguments);
     va_end(arguments);
+    const size_t room = sizeof err->text - 1, half = room / 2 - 2;
+    if (length < 0)
+        snprintf(err->text, sizeof err->text, "%s", format);
+    else if ((size_t)length <= room)
+        strcpy(err->text, whole);
+    else /* what was expected stands at the end: the middle goes */
+        snprintf(err->text, sizeof err->text, "%.*s...%s", (int)half, whole,
+                 whole + (size_t)length - half);
+    free(whole);
     for (char *c = err->text; *c != '\0'; c++)
         if ((unsigned char)*c < ' ' || *c == 0x7f)
             *c = '?';

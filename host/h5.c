@@ -76,16 +76,22 @@ dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err)
 {
     /* The rename at the end would replace a device file and fail on a directory: say so now. */
     struct stat status;
-    if (path[0] == '\0' || (stat(path, &status) == 0 && !S_ISREG(status.st_mode))) {
+    bool status_known = stat(path, &status) == 0;
+    if (path[0] == '\0' || (status_known && !S_ISREG(status.st_mode))) {
         dsv4_fail(err, "'%s': cannot write: not the name of a regular file", path);
         return NULL;
     }
     dsv4_h5 *file = new_file(path, ".part");
+    if (status_known && status.st_size > 0 && H5Fis_hdf5(path) == 0) {
+        dsv4_fail(err, "%s: exists and is not an HDF5 file: not overwritten", path);
+        free_file(file);
+        return NULL;
+    }
     hid_t creation = H5Pcreate(H5P_FILE_CREATE);
     set_plain_group(creation);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);
     H5Pset_libver_bounds(access, H5F_LIBVER_V18, H5F_LIBVER_V18);
-    file->id = H5Fcreate(file->part, H5F_ACC_TRUNC, creation, access);
+    file->id = H5Fcreate(file->part, H5F_ACC_EXCL, creation, access);
     if (file->id < 0)
         fail_hdf5(file->part, NULL, "cannot create", err);
     H5Pclose(access);
@@ -100,7 +106,13 @@ dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err)
 dsv4_h5 *dsv4_h5_open(const char *path, dsv4_error *err)
 {
     dsv4_h5 *file = new_file(path, NULL);
-    if (H5Fis_hdf5(path) == 0)
+    struct stat status;
+    if (stat(path, &status) != 0)
+        dsv4_fail(err, "%s: cannot open: %s", path, strerror(errno));
+    else if (!S_ISREG(status.st_mode)) /* HDF5 would wait for the other end of a pipe */
+        dsv4_fail(err, "%s: cannot open: %s", path,
+                  S_ISDIR(status.st_mode) ? strerror(EISDIR) : "not a regular file");
+    else if (H5Fis_hdf5(path) == 0)
         dsv4_fail(err, "%s: not an HDF5 file", path);
     else if ((file->id = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT)) < 0)
         fail_hdf5(path, NULL, "cannot open", err);
@@ -303,7 +315,7 @@ int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, in
 static int check_size(dsv4_h5 *file, const char *name, int64_t count, dsv4_error *err)
 {
     int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    if (count < 0 || count > memory / (int64_t)sizeof(double))
+    if (count < 0 || count > memory / 4 / (int64_t)sizeof(double)) /* a comparison holds two */
         return dsv4_fail(err, "%s: %s: too large for the memory of this machine", file->path, name);
     return 0;
 }
@@ -383,6 +395,23 @@ void dsv4_h5_data_free(dsv4_h5_data *data)
     memset(data, 0, sizeof *data);
 }
 
+int64_t dsv4_h5_count(dsv4_h5 *file, const char *name, dsv4_error *err)
+{
+    hid_t set = open_dataset(file, name, err);
+    if (set < 0)
+        return -1;
+    hid_t space = H5Dget_space(set);
+    hssize_t count = H5Sget_simple_extent_npoints(space);
+    H5Sclose(space);
+    H5Dclose(set);
+    return count < 0 ? dsv4_fail(err, "%s: %s: no size", file->path, name) : (int64_t)count;
+}
+
+const char *dsv4_h5_part(const dsv4_h5 *file)
+{
+    return file->part;
+}
+
 bool dsv4_h5_has(dsv4_h5 *file, const char *name)
 {
     hid_t set = H5Dopen2(file->id, name, H5P_DEFAULT);
@@ -396,13 +425,23 @@ typedef struct {
     dsv4_h5 *file;
     char **names;
     int64_t count;
+    dsv4_error *err;
 } name_list;
 
+/* Soft and external links are not followed: what they lead to has another name, or is elsewhere. */
 static herr_t add_name(hid_t group, const char *name, const H5L_info_t *link, void *context)
 {
     name_list *list = context;
-    (void)group;
-    if (link->type != H5L_TYPE_HARD || !dsv4_h5_has(list->file, name))
+    if (link->type != H5L_TYPE_HARD)
+        return 0;
+    hid_t object = H5Oopen(group, name, H5P_DEFAULT);
+    if (object < 0) { /* damaged: not to be passed over in silence */
+        fail_hdf5(list->file->path, name, "cannot open", list->err);
+        return -1;
+    }
+    H5I_type_t type = H5Iget_type(object);
+    H5Oclose(object);
+    if (type != H5I_DATASET)
         return 0;
     if ((list->count & (list->count - 1)) == 0) { /* doubled at every power of two */
         char **grown = dsv4_alloc(2 * (size_t)list->count + 1, sizeof *grown);
@@ -422,7 +461,7 @@ static int compare_names(const void *a, const void *b)
 
 char **dsv4_h5_names(dsv4_h5 *file, int64_t *count, dsv4_error *err)
 {
-    name_list list = {.file = file};
+    name_list list = {.file = file, .err = err};
     if (H5Lvisit(file->id, H5_INDEX_NAME, H5_ITER_INC, add_name, &list) < 0) {
         fail_hdf5(file->path, NULL, "cannot list the datasets", err);
         dsv4_h5_names_free(list.names, list.count);

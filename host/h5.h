@@ -45,6 +45,12 @@ typedef struct {
 int dsv4_h5_read(dsv4_h5 *file, const char *name, dsv4_h5_data *data, dsv4_error *err);
 void dsv4_h5_data_free(dsv4_h5_data *data);
 
+/* How many values a dataset has, without reading them; -1 where it cannot be opened. */
+int64_t dsv4_h5_count(dsv4_h5 *file, const char *name, dsv4_error *err);
+
+/* The name of a file that is being written, until it is closed. */
+const char *dsv4_h5_part(const dsv4_h5 *file);
+
 bool dsv4_h5_has(dsv4_h5 *file, const char *name);
 
 /* The paths of all datasets, sorted, without the leading "/". Release with dsv4_h5_names_free(). */

@@ -116,14 +116,24 @@ int dsv4_ids_read_text(dsv4_ids *ids, const char *path, dsv4_error *err)
     return parse(ids, fopen(path, "rb"), path, err);
 }
 
-int dsv4_ids_read_h5(dsv4_ids *ids, const char *path, dsv4_error *err)
+int dsv4_ids_check_count(int64_t count, const char *name, int64_t limit, dsv4_error *err)
+{
+    return count <= limit ? 0 : dsv4_fail(err, "%s: %lld token ids: the model has "
+                                          "max_position_embeddings %lld", name, (long long)count,
+                                          (long long)limit);
+}
+
+int dsv4_ids_read_h5(dsv4_ids *ids, const char *path, int64_t limit, dsv4_error *err)
 {
     *ids = (dsv4_ids){0};
     dsv4_h5 *file = dsv4_h5_open(path, err);
     if (file == NULL)
         return -1;
-    dsv4_h5_data data;
-    int result = dsv4_h5_read(file, "token_ids", &data, err);
+    dsv4_h5_data data = {0};
+    int64_t count = dsv4_h5_count(file, "token_ids", err);
+    int result = count < 0 ? -1 : dsv4_ids_check_count(count, path, limit, err);
+    if (result == 0)
+        result = dsv4_h5_read(file, "token_ids", &data, err);
     if (result == 0 && (data.rank != 1 || !data.integer))
         result = dsv4_fail(err, "%s: token_ids: expected integers of rank 1, got %s of rank %d",
                            path, data.integer ? "integers" : "floats", data.rank);

@@ -19,8 +19,11 @@ int dsv4_ids_parse(dsv4_ids *ids, const char *text, const char *name, dsv4_error
 /* The same from a text file. */
 int dsv4_ids_read_text(dsv4_ids *ids, const char *path, dsv4_error *err);
 
-/* Dataset `token_ids` (integers, rank 1) of an HDF5 file. */
-int dsv4_ids_read_h5(dsv4_ids *ids, const char *path, dsv4_error *err);
+/* Dataset `token_ids` (integers, rank 1) of an HDF5 file, of at most `limit` ids. */
+int dsv4_ids_read_h5(dsv4_ids *ids, const char *path, int64_t limit, dsv4_error *err);
+
+/* Refuses more than `limit` ids from `name`. */
+int dsv4_ids_check_count(int64_t count, const char *name, int64_t limit, dsv4_error *err);
 
 void dsv4_ids_free(dsv4_ids *ids);
 

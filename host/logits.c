@@ -4,10 +4,13 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <math.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "h5.h"
 #include "ids.h"
@@ -38,17 +41,23 @@ typedef struct {
     double *logits, *mtp_logits; /* [chunk, vocab_size] */
 } session;
 
+static const char *source_of_ids(const session *s)
+{
+    return s->arguments->ids_text != NULL ? s->arguments->ids_text
+           : s->arguments->ids_h5 != NULL ? s->arguments->ids_h5 : "--tokens";
+}
+
 static int check_ids(const session *s, dsv4_error *err)
 {
     const dsv4_config *config = &s->model.config;
-    if (s->ids.count > config->max_position_embeddings)
-        return dsv4_fail(err, "%" PRId64 " token ids: the model has max_position_embeddings %"
-                         PRId64, s->ids.count, config->max_position_embeddings);
+    if (dsv4_ids_check_count(s->ids.count, source_of_ids(s), config->max_position_embeddings,
+                             err) != 0)
+        return -1;
     for (int64_t t = 0; t < s->ids.count; t++)
         if (s->ids.id[t] < 0 || s->ids.id[t] >= config->vocab_size)
-            return dsv4_fail(err, "the token at position %" PRId64 " has id %" PRId64
-                             ": the model has vocab_size %" PRId64, t, s->ids.id[t],
-                             config->vocab_size);
+            return dsv4_fail(err, "%s: the token at position %" PRId64 " has id %" PRId64
+                             ": the model has vocab_size %" PRId64, source_of_ids(s), t,
+                             s->ids.id[t], config->vocab_size);
     return 0;
 }
 
@@ -139,14 +148,49 @@ static int write_ids(const session *s, const char *name, const int64_t *ids, dsv
     return dsv4_h5_write(s->file, name, 0, s->ids.count, 1, NULL, ids, err);
 }
 
+/* A run that is interrupted leaves no half of a file behind. One process writes one output, so one name
+ * is enough. */
+static char unfinished[4096];
+
+static void remove_unfinished(int signal_number)
+{
+    unlink(unfinished);
+    signal(signal_number, SIG_DFL);
+    raise(signal_number);
+}
+
+static void remove_when_interrupted(const char *part)
+{
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP, SIGXCPU};
+    if (strlen(part) >= sizeof unfinished)
+        return;
+    strcpy(unfinished, part);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        if (signal(signals[i], remove_unfinished) == SIG_IGN)
+            signal(signals[i], SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN); /* the write then fails, and says why */
+}
+
+static bool same_file(const char *a, const char *b)
+{
+    struct stat x, y;
+    return stat(a, &x) == 0 && stat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
+}
+
 /* Everything is defined before anything is computed, so that what cannot be written fails early. */
 static int create_output(session *s, dsv4_error *err)
 {
     const dsv4_config *config = &s->model.config;
     const int64_t shape[] = {s->ids.count, config->vocab_size};
     const bool mtp = s->arguments->mtp;
+    if (s->arguments->ids_h5 != NULL && same_file(s->arguments->ids_h5, s->arguments->output))
+        return dsv4_fail(err, "%s: is the file of the token ids: not overwritten",
+                         s->arguments->output);
     s->file = dsv4_h5_create(s->arguments->output, err);
-    if (s->file == NULL || write_ids(s, "token_ids", s->ids.id, err) != 0 ||
+    if (s->file == NULL)
+        return -1;
+    remove_when_interrupted(dsv4_h5_part(s->file));
+    if (write_ids(s, "token_ids", s->ids.id, err) != 0 ||
         dsv4_h5_define(s->file, "logits", value_type(s), 2, shape, 0, err) != 0)
         return -1;
     if (mtp && (write_ids(s, "mtp_token_ids", s->next_ids, err) != 0 ||
@@ -165,7 +209,8 @@ static int read_ids(session *s, dsv4_error *err)
         return dsv4_ids_parse(&s->ids, s->arguments->tokens, "--tokens", err);
     if (s->arguments->ids_text != NULL)
         return dsv4_ids_read_text(&s->ids, s->arguments->ids_text, err);
-    return dsv4_ids_read_h5(&s->ids, s->arguments->ids_h5, err);
+    return dsv4_ids_read_h5(&s->ids, s->arguments->ids_h5,
+                            s->model.config.max_position_embeddings, err);
 }
 
 static double *new_rows(const session *s)
@@ -177,8 +222,8 @@ static double *new_rows(const session *s)
 static int prepare(session *s, dsv4_error *err)
 {
     const logits_arguments *arguments = s->arguments;
-    if (read_ids(s, err) != 0 || dsv4_model_open(&s->model, arguments->dir, arguments->numerics,
-                                                 arguments->mtp, err) != 0)
+    if (dsv4_model_open(&s->model, arguments->dir, arguments->numerics, arguments->mtp, err) != 0 ||
+        read_ids(s, err) != 0)
         return -1;
     if (arguments->mtp && s->model.config.num_nextn_predict_layers == 0)
         return dsv4_fail(err, "--mtp: %s has num_nextn_predict_layers 0", arguments->dir);

@@ -18,8 +18,8 @@ void ref_expert(const ref_context *c, const dsv4_expert *w, const double *weight
         /* expert.clamp.1: Where swiglu_limit > 0: v is clamped to [-limit, limit], and g to at most
          * limit (not from below). A limit of 0 means no clamp. */
         if (limit > 0) {
-            v[i] = fmin(fmax(v[i], -limit), limit);
-            g[i] = fmin(g[i], limit);
+            v[i] = v[i] > limit ? limit : v[i] < -limit ? -limit : v[i]; /* a NaN stays */
+            g[i] = g[i] > limit ? limit : g[i];
         }
         /* expert.act.1: silu(g) = g / (1 + exp(-g)). */
         double silu = g[i] / (1 + exp(-g[i]));

@@ -52,7 +52,8 @@ void ref_index_scores(const ref_context *c, const double *iq, const double *w, c
              * relu comes before the weight. */
             /* indexer.score.2: Released: iq[h] . key_g, each product with w[h], and the sum are
              * rounded to bf16. */
-            sum += ref_bf16(c, w[h] * fmax(ref_bf16(c, product), 0));
+            product = ref_bf16(c, product);
+            sum += ref_bf16(c, w[h] * (product < 0 ? 0 : product)); /* a NaN stays */
         }
         score[g] = ref_bf16(c, sum);
     }

@@ -21,7 +21,7 @@ void ref_mhc_mix(const ref_context *c, const dsv4_hc *hc, const double *x, doubl
 
     /* mhc.mix.1: m = (fn f) / sqrt(mean(f^2) + rms_norm_eps): one norm over all nD values, without
      * a weight. Its (2 + n) n values are n for pre, n for post, and n n for C, row-major [j, k];
-     * base has the same layout. */
+     * base has the same layout. Released: the reciprocal root and m are binary32 numbers. */
     ref_linear_f32(c, &hc->fn, x, 1, m);
     double squares = 0;
     for (int64_t i = 0; i < nD; i++)

@@ -11,6 +11,14 @@ void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, 
                         .rank = dim1 != 0 ? 2 : 1, .dim = {dim0, dim1}, .values = values};
     if (c->tap != NULL)
         c->tap->at(c->tap->context, &point);
+    int64_t width = dim0 * (dim1 != 0 ? dim1 : 1);
+    for (int64_t i = 0; i < rows * width; i++)
+        if (!isfinite(values[i])) { /* named here, before a clamp or a top-k can hide it */
+            dsv4_fail(c->error, "layer %lld: %s of row %lld is %s, expected finite numbers: "
+                      "the weights make the model overflow", (long long)c->layer, name,
+                      (long long)(row + i / width), isnan(values[i]) ? "NaN" : "infinite");
+            return;
+        }
 }
 
 void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows,
@@ -63,9 +71,9 @@ static int check_logits(const double *logits, int64_t n, int64_t V, int64_t posi
 {
     for (int64_t i = 0; i < n * V; i++)
         if (!isfinite(logits[i]))
-            return dsv4_fail(err, "%s [%lld, %lld] is %g, expected a finite number: the weights "
+            return dsv4_fail(err, "%s [%lld, %lld] is %s, expected a finite number: the weights "
                              "make the model overflow", what, (long long)(position + i / V),
-                             (long long)(i % V), logits[i]);
+                             (long long)(i % V), isnan(logits[i]) ? "NaN" : "infinite");
     return 0;
 }
 

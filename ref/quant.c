@@ -130,15 +130,37 @@ static void decode_row(const dsv4_matrix *w, int64_t row, double *values)
     }
 }
 
+/* Says which value is at fault: that of the weight, or the scale of its block. */
+static void bad_weight(const ref_context *c, const dsv4_matrix *w, int64_t row, int64_t col,
+                       double value)
+{
+    int64_t r = row, k = col;
+    const char *name = w->name, *kind = "";
+    if (w->scale != NULL) {
+        bool fp8 = w->dtype == DSV4_F8_E4M3;
+        int64_t width = fp8 ? (w->cols + 127) / 128 : w->cols / 32;
+        r = fp8 ? row / 128 : row;
+        k = fp8 ? col / 128 : col / 32;
+        if (w->scale[r * width + k] == 255) {
+            kind = ".scale";
+        } else {
+            r = row;
+            k = col;
+        }
+    }
+    int stem = (int)strlen(name) - (kind[0] != '\0' ? (int)strlen(".weight") : 0);
+    dsv4_fail(c->error, "%s: %.*s%s: value [%lld, %lld] is %s, expected a finite number", w->file,
+              stem, name, kind, (long long)r, (long long)k, isnan(value) ? "NaN" : "infinite");
+}
+
 void ref_matrix_row(const ref_context *c, const dsv4_matrix *w, int64_t row, double *values)
 {
     decode_row(w, row, values);
-    /* quant.nan.1: A weight that is NaN when it is read is an error that names file, tensor and
-     * place. */
+    /* quant.nan.1: A weight that is NaN or infinite when it is read is an error that names file,
+     * tensor and place. */
     for (int64_t i = 0; i < w->cols; i++)
-        if (isnan(values[i])) {
-            dsv4_fail(c->error, "%s: %s: value [%lld, %lld] is NaN, expected a number", w->file,
-                      w->name, (long long)row, (long long)i);
+        if (!isfinite(values[i])) {
+            bad_weight(c, w, row, i, values[i]);
             return;
         }
 }
@@ -166,6 +188,8 @@ int64_t ref_integer(const dsv4_matrix *w, int64_t row, int64_t col)
 static double power_of_two_above(float x)
 {
     int exponent;
+    if (!isfinite(x))
+        return NAN;
     double fraction = frexp(x, &exponent); /* x = fraction 2^exponent, 1/2 <= fraction < 1 */
     return ldexp(1, fraction == 0.5 ? exponent - 1 : exponent);
 }
@@ -184,7 +208,8 @@ void ref_act_quant(double *x, int64_t count, int64_t block)
         /* quant.act.1: Of each block, amax is the largest magnitude, and at least 1e-4. */
         double amax = largest(x + first, block, 1e-4f);
         /* quant.act.2: The scale is the smallest power of two not below amax (1/448), where 1/448
-         * and the product are rounded to binary32. */
+         * and the product are rounded to binary32, as amax and its floor are. A block that holds an
+         * infinite value becomes NaN. */
         double scale = power_of_two_above((float)amax * (1.0f / 448.0f));
         /* quant.act.3: Each value becomes the nearest E4M3 value of x / scale (quant.e4m3.2), times
          * scale. */

@@ -10,7 +10,7 @@ typedef struct {
         const char *name;
         double *out;        /* what was shown, row by row; NULL: */
         const double *give; /* what is put in its place */
-        int64_t stride;     /* from one row to the next in out and give; 0: as wide as it is shown */
+        int64_t stride;     /* of the rows in out and give; 0: as wide as they are shown */
         int64_t rows, width; /* shown so far; of the last row */
     } on[16];
     int count;

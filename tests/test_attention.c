@@ -54,8 +54,8 @@ static dsv4_layer make_layer(small *s, int64_t ratio, double *freq)
 }
 
 /* Runs tokens x [tokens, D] -> y, in one call, after `position` tokens of zeros in another. */
-static void run(small *s, const dsv4_layer *layer, int64_t position, const double *x, int64_t tokens,
-                double *y)
+static void run(small *s, const dsv4_layer *layer, int64_t position, const double *x,
+                int64_t tokens, double *y)
 {
     int64_t ratio = layer->ratio;
     const dsv4_tap *tap = s->c.tap;
@@ -114,7 +114,8 @@ static void turn(small *s, double *x, double position, double theta, double back
     for (int i = 0; i < 2; i++) {
         double frequency = small_f32_point(s, i == 0 ? 1 : 1 / sqrt(theta));
         double angle = small_f32_point(s, position * frequency);
-        double cosine = small_f32_point(s, cos(angle)), sine = back * small_f32_point(s, sin(angle));
+        double cosine = small_f32_point(s, cos(angle));
+        double sine = back * small_f32_point(s, sin(angle));
         double *pair = x + d - R + 2 * i, a = pair[0], b = pair[1];
         pair[0] = small_bf16_point(s, a * cosine - b * sine);
         pair[1] = small_bf16_point(s, a * sine + b * cosine);
@@ -175,8 +176,8 @@ static void queries_and_keys(void **state)
 }
 
 /* Softmax of token t over its window kv and the entries `chosen`. */
-static void softmax(const double *q, double sink, const double *kv, int64_t t, const double *entries,
-                    const double *chosen, int64_t n, double *out)
+static void softmax(const double *q, double sink, const double *kv, int64_t t,
+                    const double *entries, const double *chosen, int64_t n, double *out)
 {
     const double *e[T + T];
     int64_t count = 0;
@@ -199,7 +200,7 @@ static void softmax(const double *q, double sink, const double *kv, int64_t t, c
         out[j] /= sum;
 }
 
-/* q, kv, entries and index scores are given: what comes out is the softmax over the right entries. */
+/* q, kv, entries and index scores are given: what comes out is the softmax over the right ones. */
 static void attends(small *s, int64_t ratio)
 {
     double freq[2], y[T * D];
@@ -223,10 +224,11 @@ static void attends(small *s, int64_t ratio)
     assert_int_equal(spy_rows(&watch, "selected"), ratio != 0 ? T : 0);
 
     for (int64_t t = 0; t < T; t++) {
-        int64_t visible = ratio != 0 ? (t + 1) / ratio : 0, n = ratio == 4 && visible > 3 ? 3 : visible;
+        int64_t visible = ratio != 0 ? (t + 1) / ratio : 0;
+        int64_t n = ratio == 4 && visible > 3 ? 3 : visible;
         double want[8], out[d];
-        for (int64_t g = 0; g < visible; g++) { /* HCA: in order; CSA: by the number of its betters */
-            int64_t place = 0;
+        for (int64_t g = 0; g < visible; g++) {
+            int64_t place = 0; /* HCA: in order; CSA: the number of its betters */
             for (int64_t i = 0; i < visible; i++)
                 place += ratio == 4 ? scores[t * 8 + i] > scores[t * 8 + g] : i < g;
             if (place < n)
@@ -260,8 +262,8 @@ static void hca(void **state)
     attends(*state, 24); /* none */
 }
 
-/* The entries are those that the compressor makes of the layer's own input, and are there before the
- * first token of the call attends: the last of a group sees its own (attends() above).
+/* The entries are those that the compressor makes of the layer's own input. They are there before
+ * the first token of the call attends: in attends() above the last of a group sees its own.
  * covers: attention.compressed.1 */
 static void compressed(void **state)
 {

@@ -57,7 +57,8 @@ static double root_mean_square(const double *x)
 }
 
 /* x of one token -> u, the collapsed input, and after, the stream after a sublayer that made y. */
-static void mix(small *s, const dsv4_hc *w, const double *x, const double *y, double *u, double *after)
+static void mix(small *s, const dsv4_hc *w, const double *x, const double *y, double *u,
+                double *after)
 {
     const double *fn = small_values(s, &w->fn), *base = small_values(s, &w->base);
     const double *scale = small_values(s, &w->scale);
@@ -90,7 +91,8 @@ static void block(void **state)
 {
     small *s = *state;
     dsv4_layer layer = make_layer(s);
-    double attn_in[T * D], kv[T * D], mid[T * D], ffn_in[T * D], weight[T * 2], out[T * D], h[T * D];
+    double attn_in[T * D], kv[T * D], mid[T * D], ffn_in[T * D], weight[T * 2], out[T * D];
+    double h[T * D];
     const double *x = small_randoms(s, T * D, 2), *kv_norm = small_values(s, &layer.attn.kv_norm);
     const double *attn_out = small_randoms(s, T * D, 2), *ffn_out = small_randoms(s, T * D, 2);
     spy watch;

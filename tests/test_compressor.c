@@ -17,14 +17,14 @@ static void forget(small *s, fixture *f)
 {
     ref_compressor_state *state = &f->state;
     int64_t items = state->halves * state->ratio * state->halves * state->head;
-    int64_t values = f->T / state->ratio * state->head;
+    int64_t values = (f->T + 1) * state->head; /* too many, for whoever emits too many */
     state->count = 0;
     state->a = small_array(s, items);
     state->z = small_array(s, items);
-    state->entries = small_array(s, values + 1);
+    state->entries = small_array(s, values);
     for (int64_t i = 0; i < items; i++)
         state->a[i] = state->z[i] = NAN;
-    for (int64_t i = 0; i < values + 1; i++)
+    for (int64_t i = 0; i < values; i++)
         state->entries[i] = NAN;
 }
 

@@ -113,8 +113,8 @@ static void what_is_no_object_is_refused(void **state)
     } cases[] = {
         {"", "here.json: line 1: "},
         {"[1, 2]", "here.json: expected a JSON object"},
-        {"{\"hidden_size\": 1,\n \"hidden_size\": 1}", "here.json: line 2: duplicate object key"},
-        {"{\"rope_scaling\": {\"factor\": 1, \"factor\": 2}}", "duplicate object key"},
+        {"{\"hidden_size\": 1,\n \"hidden_size\": 1}", "here.json: line 2: duplicate object key \"hidden_size\""},
+        {"{\"rope_scaling\": {\"factor\": 1, \"factor\": 2}}", "duplicate object key \"factor\""},
         {"{} {}", "here.json: line 1: end of file expected"},
         {"{\"hidden_size\": 99999999999999999999}", "too big integer"},
         {"{\"hc_eps\": 1e999}", "real number overflow"},

@@ -17,11 +17,11 @@ static ref_layer_state numbered(small *s, int64_t W, int64_t newest, int64_t ent
     return state;
 }
 
-/* The list of token t of a window of W: tokens oldest..t in slots 0.., then `chosen` from slot W. */
+/* The list of token t of a window of W: tokens oldest..t in slots 0.., `chosen` from slot W on. */
 static void lists(small *s, int64_t W, int64_t t, const int64_t *chosen, int64_t n)
 {
     ref_layer_state state = numbered(s, W, t, 8);
-    ref_entry *list = small_alloc(s, W + n, sizeof *list);
+    ref_entry *list = small_alloc(s, W + n + 9, sizeof *list); /* room for mistakes */
     int64_t in_window = t + 1 < W ? t + 1 : W;
     assert_int_equal(ref_list_entries(&s->c, &state, t, chosen, n, list), in_window + n);
     for (int64_t i = 0; i < in_window; i++) {
@@ -53,8 +53,8 @@ static void list(void **state)
 }
 
 /* One head over entries e [count, d] in slots slot[count] (NULL: 0, 1, 2 ...). */
-static void attend(small *s, int64_t d, const double *q, double sink, const double *e, int64_t count,
-                   const int64_t *slot, double *out)
+static void attend(small *s, int64_t d, const double *q, double sink, const double *e,
+                   int64_t count, const int64_t *slot, double *out)
 {
     s->config.num_attention_heads = 1;
     s->config.head_dim = d;
@@ -65,8 +65,9 @@ static void attend(small *s, int64_t d, const double *q, double sink, const doub
 }
 
 /* The same without running anything. Every exponential is taken relative to the final maximum at
- * once; in RELEASED the p of the numerator is rounded relative to the largest logit up to the end of
- * its own block of slots, and that maximum is never below `floor` (minus infinity, or the sink). */
+ * once; in RELEASED the p of the numerator is rounded relative to the largest logit up to the end
+ * of its own block of slots, and that maximum is never below `floor` (minus infinity, or the
+ * sink). */
 static void formula(small *s, int64_t d, const double *q, double sink, const double *e,
                     int64_t count, const int64_t *slot, int64_t block, double floor, double *out)
 {

@@ -57,6 +57,17 @@ static void clamp(void **state)
     small_about(s, y[0], 0, 1e-300);
 }
 
+/* What has no value is not clamped into one. covers: expert.clamp.1 */
+static void nan_stays(void **state)
+{
+    small *s = *state;
+    const dsv4_expert w = expert(s, (double[]){1}, (double[]){1}, 1);
+    double y;
+    s->config.swiglu_limit = 2;
+    ref_expert(&s->c, &w, NULL, &(double){NAN}, &y);
+    small_is(s, y, NAN);
+}
+
 /* covers: expert.in.1 expert.act.2 expert.out.1 */
 static void released(void **state)
 {
@@ -67,9 +78,8 @@ static void released(void **state)
     s->config.swiglu_limit = 0;
     dsv4_expert w = expert(s, (double[]){42}, (double[]){13}, 1); /* silu(42) = 42 */
     w.w2 = small_f32(s, (double[]){1.25}, 1, 1);
-    /* 1.25 x 42 x 13 = 682.5 -> 684; x 1.25 = 855 -> 856. Without the rounding before w2 it is
-     * 853.125 -> 852, with a rounding before the weight 680 x 1.25 = 850 -> 848, and with the weight
-     * after w2 the same. */
+    /* 1.25 x 42 x 13 = 682.5 -> 684; x 1.25 = 855 -> 856. Without the rounding before w2 it would
+     * be 853.125 -> 852; with one before the weight, and with the weight after w2, 850 -> 848. */
     ref_expert(&s->c, &w, &weight, &x, &y);
     small_is(s, y, 856);
     ref_expert(&s->c, &w, NULL, &x, &y); /* 546 -> 544; x 1.25 = 680 */
@@ -85,7 +95,7 @@ static void released(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        small_test(formula), small_test(clamp), small_test(released),
+        small_test(formula), small_test(clamp), small_test(nan_stays), small_test(released),
     };
     return cmocka_run_group_tests_name("expert", tests, NULL, NULL) != 0;
 }

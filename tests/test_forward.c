@@ -96,9 +96,9 @@ static void exact_geometries(void **state)
 }
 
 /* Every step is fed with direct.c's tensor before it. The two add in another order and precision: a
- * rounding flips here and there, to the neighbouring bf16 value or, ahead of a quantised product, to
- * another code, which moves a row by less than an E4M3 step, 1/8. A rule that is broken changes most
- * values of some tensor. */
+ * rounding flips here and there, to the neighbouring bf16 value or, ahead of a quantised product,
+ * to another code, which moves a row by less than an E4M3 step, 1/8. A rule that is broken changes
+ * most values of some tensor. */
 static void released(const char *what, const char *const changes[])
 {
     whole w;

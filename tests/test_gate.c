@@ -64,6 +64,7 @@ static void score(void **state)
     s->c.numerics = DSV4_RELEASED;
     ref_gate(&s->c, &layer, (double[]){1}, 0, chosen, weight);
     small_is(s, weight[1], small_to_f32(sqrt(log(1 + exp(1)))));
+    small_is(s, weight[7], small_to_f32(sqrt(3000))); /* 3000 is no bf16 number */
 }
 
 /* Two logits that are neighbours in binary32 have the same s there. */
@@ -129,7 +130,8 @@ static void weights(void **state)
         small_near(s, weight, ((double[]){2.5 * of[3] / sum, 2.5 * of[1] / sum}), 2, bound);
         assert_true(!released || weight[0] == small_to_f32(weight[0]));
         ref_gate(&s->c, &hash, (double[]){1}, 1, chosen, weight);
-        small_near(s, weight, ((double[]){2.5 * of[2] / hash_sum, 2.5 * of[0] / hash_sum}), 2, bound);
+        small_near(s, weight, ((double[]){2.5 * of[2] / hash_sum, 2.5 * of[0] / hash_sum}), 2,
+                   bound);
         s->config.norm_topk_prob = false;
         ref_gate(&s->c, &layer, (double[]){1}, 1, chosen, weight);
         small_near(s, weight, ((double[]){2.5 * of[3], 2.5 * of[1]}), 2, 2 * bound);
@@ -140,7 +142,7 @@ static void weights(void **state)
 static void hash(void **state)
 {
     small *s = *state;
-    const int64_t rows[6] = {2, 0, 1, 2, 0, 0}; /* tokens 0, 1, 2; the last takes one expert twice */
+    const int64_t rows[6] = {2, 0, 1, 2, 0, 0}; /* tokens 0, 1, 2; the last: one twice */
     dsv4_layer layer = gate(s, (double[]){9, 1, 0}, zeros, 3, 2);
     layer.hash = true;
     for (int wide = 0; wide < 2; wide++) {

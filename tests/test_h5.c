@@ -272,8 +272,7 @@ static void unusable_names_are_refused(void **state)
     dsv4_h5 *file = create("twice.h5");
     dsv4_error err = {""};
     assert_null(dsv4_h5_create("twice.h5", &err));
-    assert_string_equal(err.text, "twice.h5.part: cannot create: unable to truncate a file which "
-                        "is already open");
+    assert_string_equal(err.text, "twice.h5.part: cannot create: file exists");
     close_file(file);
 
     file = create("late.h5");
@@ -550,6 +549,48 @@ static void other_files_are_refused(void **state)
     assert_open_fails("text.h5", "text.h5: not an HDF5 file");
     assert_open_fails("none.h5", "none.h5: cannot open: No such file or directory");
     assert_open_fails(".", ".: cannot open: Is a directory");
+    assert_int_equal(mkfifo("pipe.h5", 0600), 0);
+    assert_open_fails("pipe.h5", "pipe.h5: cannot open: not a regular file");
+}
+
+/* A dataset whose header is damaged is there: to list the others only would hide it. */
+static void damaged_datasets_are_not_passed_over(void **state)
+{
+    (void)state;
+    H5dont_atexit(); /* see host/h5.c */
+    hid_t id = H5Fcreate("old.h5", H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    hid_t space = H5Screate_simple(1, (hsize_t[]){3}, NULL);
+    hid_t set = H5Dcreate2(id, "x", H5T_NATIVE_INT, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    H5O_info_t info;
+    assert_true(H5Oget_info2(set, &info, H5O_INFO_BASIC) >= 0);
+    H5Dclose(set);
+    H5Sclose(space);
+    H5Fclose(id);
+    FILE *bytes = fopen("old.h5", "r+b");
+    assert_int_equal(fseek(bytes, (long)info.addr, SEEK_SET), 0);
+    fputc(99, bytes); /* the version of its header */
+    fclose(bytes);
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_open("old.h5", &err);
+    assert_non_null(file);
+    int64_t count;
+    assert_null(dsv4_h5_names(file, &count, &err));
+    assert_memory_equal(err.text, "old.h5: x: cannot open", 22);
+    close_file(file);
+}
+
+/* What stands under the name of a new file, or of its unfinished part, is somebody's. */
+static void nothing_foreign_is_replaced(void **state)
+{
+    (void)state;
+    FILE *text = fopen("notes.h5", "w");
+    fputs("not HDF5", text);
+    fclose(text);
+    assert_create_fails("notes.h5", "notes.h5: exists and is not an HDF5 file: not overwritten");
+    text = fopen("mine.h5.part", "w");
+    fclose(text);
+    assert_create_fails("mine.h5", "mine.h5.part: cannot create: File exists");
+    assert_int_equal(access("mine.h5.part", F_OK), 0);
 }
 
 int main(void)
@@ -566,6 +607,8 @@ int main(void)
         cmocka_unit_test(foreign_numbers_are_read),
         cmocka_unit_test(other_datasets_are_refused),
         cmocka_unit_test(other_files_are_refused),
+        cmocka_unit_test(damaged_datasets_are_not_passed_over),
+        cmocka_unit_test(nothing_foreign_is_replaced),
     };
     return cmocka_run_group_tests_name("h5", tests, scratch_enter, scratch_leave) != 0;
 }

@@ -129,7 +129,7 @@ static void assert_h5_refused(const char *path, const char *expected)
 {
     dsv4_error err = {""};
     dsv4_ids ids;
-    assert_int_equal(dsv4_ids_read_h5(&ids, path, &err), -1);
+    assert_int_equal(dsv4_ids_read_h5(&ids, path, 1000, &err), -1);
     assert_string_equal(err.text, expected);
     assert_null(ids.id);
 }
@@ -141,7 +141,7 @@ static void h5_files_are_read(void **state)
     dsv4_error err = {""};
     dsv4_ids ids;
     put_h5("ids.h5", "token_ids", DSV4_H5_I32, 1, three);
-    assert_int_equal(dsv4_ids_read_h5(&ids, "ids.h5", &err), 0);
+    assert_int_equal(dsv4_ids_read_h5(&ids, "ids.h5", 1000, &err), 0);
     assert_ids(&ids, 3, (const int64_t[]){7, 7, 7});
     dsv4_ids_free(&ids);
 

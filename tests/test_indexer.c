@@ -3,7 +3,8 @@
 
 #include "small.h"
 
-/* One indexer head as the chapter says it: rotation of the last pair, Hadamard, QDQ. width <= 32. */
+/* One indexer head as the chapter says it: rotation of the last pair, Hadamard, QDQ. At most 32
+ * values, so one block of the QDQ. */
 static void finish_head(const small *s, double *x, int64_t width, double angle)
 {
     double y[32], amax = 0;
@@ -110,6 +111,9 @@ static void score(void **state)
     small_same(s, got, ((double[]){1.5, 1, 99}), 3); /* only the visible ones */
     ref_index_scores(&s->c, iq, w, keys, 3, got);
     small_same(s, got, ((double[]){1.5, 1, -6}), 3);
+    const double nan_key[2] = {NAN, 0};
+    ref_index_scores(&s->c, iq, w, nan_key, 1, got);
+    small_is(s, got[0], NAN); /* the relu does not hide it */
 }
 
 /* covers: indexer.score.2 */

@@ -421,8 +421,9 @@ static void foreign_checkpoints_are_good(void **state)
 {
     (void)state;
     const char *directory = getenv("DSV4_ORACLE");
+    int seen = 0;
     if (directory == NULL)
-        skip();
+        directory = "tests/oracle";
     const struct {
         const char *name;
         int64_t tensors;
@@ -431,11 +432,17 @@ static void foreign_checkpoints_are_good(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *path = files_path(directory, cases[i].name);
+        if (access(path, R_OK) != 0) { /* the part in the repository does not have all */
+            free(path);
+            continue;
+        }
+        seen++;
         json_t *root = check_json(inspect(path, "--json", "--check-values"), 0);
         assert_int_equal(number(root, "tensors"), cases[i].tensors);
         json_decref(root);
         free(path);
     }
+    assert_int_not_equal(seen, 0);
 }
 
 int main(void)

@@ -478,9 +478,9 @@ static void likely_tokens_are_printed(void **state)
 static void bad_ids_are_refused(void **state)
 {
     (void)state;
-    assert_refuses("the token at position 1 has id 32: the model has vocab_size 32", "model",
+    assert_refuses("--tokens: the token at position 1 has id 32: the model has vocab_size 32", "model",
                    "--tokens", "31 32", "-o", "no.h5");
-    assert_refuses("the token at position 0 has id -1: the model has vocab_size 32", "model",
+    assert_refuses("--tokens: the token at position 0 has id -1: the model has vocab_size 32", "model",
                    "--tokens", "-1", "-o", "no.h5");
     assert_refuses("--tokens: no token ids", "model", "--tokens", "", "-o", "no.h5");
     assert_refuses("none: cannot open: No such file or directory", "model", "--ids", "none");
@@ -488,8 +488,20 @@ static void bad_ids_are_refused(void **state)
     char many[1000] = "";
     for (int t = 0; t < 301; t++)
         strcat(many, "1 ");
-    assert_refuses("301 token ids: the model has max_position_embeddings 300", "model", "--tokens",
-                   many, "-o", "no.h5");
+    assert_refuses("--tokens: 301 token ids: the model has max_position_embeddings 300", "model",
+                   "--tokens", many, "-o", "no.h5");
+    /* Refused before they are read: a small file can declare more than there is memory. */
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create("huge.h5", &err);
+    assert_int_equal(dsv4_h5_define(file, "token_ids", DSV4_H5_I32, 1, (int64_t[]){301}, 1, &err), 0);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_refuses("huge.h5: 301 token ids: the model has max_position_embeddings 300", "model",
+                   "--ids-h5", "huge.h5", "-o", "no.h5");
+    file = dsv4_h5_create("few.h5", &err);
+    assert_int_equal(dsv4_h5_define(file, "token_ids", DSV4_H5_I32, 1, (int64_t[]){3}, 1, &err), 0);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_refuses("few.h5: is the file of the token ids: not overwritten", "model", "--ids-h5",
+                   "few.h5", "-o", "few.h5");
 }
 
 /* A main() that may write only small files. */

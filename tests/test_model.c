@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -865,8 +866,9 @@ static void foreign_checkpoints_open(void **state)
 {
     (void)state;
     const char *directory = getenv("DSV4_ORACLE");
+    int seen = 0;
     if (directory == NULL)
-        skip();
+        directory = "tests/oracle";
     const struct {
         const char *name;
         dsv4_numerics numerics;
@@ -879,6 +881,11 @@ static void foreign_checkpoints_open(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *path = files_path(directory, cases[i].name);
+        if (access(path, R_OK) != 0) { /* the part in the repository does not have all */
+            free(path);
+            continue;
+        }
+        seen++;
         for (int numerics = DSV4_EXACT; numerics <= DSV4_RELEASED; numerics++) {
             dsv4_error err = {0};
             dsv4_model model;
@@ -896,6 +903,7 @@ static void foreign_checkpoints_open(void **state)
         }
         free(path);
     }
+    assert_int_not_equal(seen, 0);
 }
 
 int main(void)

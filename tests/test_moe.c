@@ -7,16 +7,15 @@
 
 enum { E = 4 };
 
-/* An expert of D = 1 that makes `out` of the input 1, and a v of `out` on the way: silu(50) = 50. */
-static dsv4_expert constant(small *s, double out)
+/* An expert of D = 1 that makes v x 50 / 64 of the input 1: silu(50) = 50. */
+static dsv4_expert constant(small *s, double v)
 {
     return (dsv4_expert){.w1 = small_f32(s, (double[]){50}, 1, 1),
-                         .w3 = small_f32(s, (double[]){out}, 1, 1),
+                         .w3 = small_f32(s, (double[]){v}, 1, 1),
                          .w2 = small_f32(s, (double[]){1.0 / 64}, 1, 1)};
 }
 
-/* A layer whose expert e makes out[e], and whose shared expert makes out[E], if v is not clamped. The
- * factor of both is 50 / 64. */
+/* A layer whose expert e makes out[e], and whose shared expert makes out[E]. */
 static dsv4_layer make_layer(small *s, const double *out)
 {
     s->config.hidden_size = 1;

@@ -34,7 +34,7 @@ static int teardown(void **state)
 static dsv4_run *open_run(const whole *w, int64_t room)
 {
     dsv4_error err = {{0}};
-    dsv4_run *run = ref->open(&w->model, DSV4_EXACT, room, NULL, &err);
+    dsv4_run *run = ref->open(&w->model, w->numerics, room, NULL, &err);
     if (run == NULL)
         fail_msg("%s", err.text);
     return run;
@@ -81,12 +81,13 @@ static void room(void **state)
     ref->close(NULL);
 
     dsv4_run *run = open_run(w, 5);
-    bad(ref->forward, run, some_ids, 6, "6 tokens after 0, expected 1 or more and at most 5 in all");
+    bad(ref->forward, run, some_ids, 6, "6 tokens after 0, expected 1 or more and at most 5");
     bad(ref->forward, run, some_ids, 0, "0 tokens after 0");
     bad(ref->forward, run, some_ids, -1, "-1 tokens after 0");
     bad(ref->forward, run, some_ids, INT64_MAX, "tokens after 0");
     good(ref->forward, run, some_ids, 3);
-    bad(ref->forward, run, some_ids, 3, "3 tokens after 3, expected 1 or more and at most 5 in all");
+    bad(ref->forward, run, some_ids, 3, "3 tokens after 3, expected 1 or more and at most 5");
+    bad(ref->forward, run, some_ids, INT64_MAX, "tokens after 3");
     good(ref->forward, run, some_ids, 2);
     bad(ref->forward, run, some_ids, 1, "1 tokens after 5");
     ref->close(run);
@@ -128,6 +129,7 @@ static void mtp_follows_forward(void **state)
     good(ref->forward, run, some_ids, 2);
     good(ref->forward, run, some_ids, 2); /* the two before were left out */
     bad(ref->mtp, run, some_ids + 1, 2, "MTP of 2 tokens after 3");
+    bad(ref->mtp, run, some_ids + 1, 4, "MTP of 4 tokens after 3, expected the 2");
     ref->close(run);
 }
 
@@ -203,7 +205,7 @@ static void nan_in_the_embedding(void **state)
     dsv4_matrix before = w->model.embed;
     void *copy = poke(&w->model.embed, 9, 0, NAN);
     forward_of(w, some_ids, 5, NULL);
-    forward_of(w, some_ids, 6, "embed.weight: value [9, 0] is NaN, expected a number");
+    forward_of(w, some_ids, 6, "embed.weight: value [9, 0] is NaN, expected a");
     dsv4_run *run = open_run(w, 5);
     good(ref->forward, run, some_ids, 5);
     bad(ref->mtp, run, some_ids + 1, 5, "embed.weight: value [9, 0] is NaN");
@@ -247,25 +249,38 @@ static void nan_anywhere(void **state)
     }
 }
 
-static void logits_that_are_not_finite(void **state)
+static void infinite_weight(void **state)
 {
     whole *w = *state;
     dsv4_matrix before = w->model.head;
-    void *copy = poke(&w->model.head, 7, 2, INFINITY);
-    dsv4_run *run = open_run(w, 2);
-    bad(ref->forward, run, some_ids, 1, "logits [0, 7] is");
-    ref->close(run);
+    void *copy = poke(&w->model.head, 7, 2, -INFINITY);
+    forward_of(w, some_ids, 1, "head.weight: value [7, 2] is infinite");
     w->model.head = before;
     free(copy);
+}
 
-    before = w->model.mtp[0].norm;
-    copy = poke(&w->model.mtp[0].norm, 0, 2, INFINITY);
-    run = open_run(w, 2);
-    good(ref->forward, run, some_ids, 2);
-    bad(ref->mtp, run, some_ids + 1, 2, "mtp_logits [0, 0] is");
-    ref->close(run);
-    w->model.mtp[0].norm = before;
+/* RELEASED overflows at 2^128. What is not finite is an error at once, and named. */
+static void overflow(void **state)
+{
+    (void)state;
+    whole w; /* of plain weights, and of widths that RELEASED can quantise */
+    whole_open(&w, DSV4_EXACT, MAKE_EXACT, CHANGES("head_dim", "70", "index_head_dim", "32"));
+    const float large = 3e38f;
+    w.numerics = DSV4_RELEASED;
+
+    dsv4_matrix head = w.model.head;
+    void *copy = poke(&w.model.head, 7, 2, large);
+    forward_of(&w, some_ids, 8, ", 7] is infinite, expected a finite number: the weights make the "
+                                "model overflow");
+    w.model.head = head;
     free(copy);
+
+    dsv4_matrix *wo_a = &w.model.layers[1].attn.wo_a, *wo_b = &w.model.layers[1].attn.wo_b;
+    void *copies[2] = {poke(wo_a, 0, 0, large), poke(wo_b, 3, 0, large)};
+    forward_of(&w, some_ids, 3, "layer 1: attn_out of row 0 is infinite");
+    free(copies[0]);
+    free(copies[1]);
+    whole_close(&w);
 }
 
 static void table_entry_that_is_no_expert(void **state)
@@ -278,7 +293,7 @@ static void table_entry_that_is_no_expert(void **state)
     copy[9 * m->cols + 1] = 9;
     m->data = copy;
     forward_of(w, some_ids, 5, NULL);
-    forward_of(w, some_ids, 6, "layers.0.ffn.gate.tid2eid: value [9, 1] is 9, expected an expert 0..8");
+    forward_of(w, some_ids, 6, "tid2eid: value [9, 1] is 9, expected an expert 0..8");
     *m = before;
     free(copy);
 }
@@ -290,7 +305,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         CASE(names), CASE(room), CASE(ids_out_of_range), CASE(mtp_follows_forward),
         CASE(mtp_without_a_layer), CASE(nan_in_an_expert), CASE(nan_in_the_embedding),
-        CASE(nan_anywhere), CASE(logits_that_are_not_finite), CASE(table_entry_that_is_no_expert),
+        CASE(nan_anywhere), CASE(infinite_weight), cmocka_unit_test(overflow),
+        CASE(table_entry_that_is_no_expert),
     };
     return cmocka_run_group_tests_name("path", tests, NULL, NULL) != 0;
 }

@@ -195,7 +195,7 @@ static void fp4_nibbles_and_scales(void **state)
 static void expect_nan(small *s, dsv4_matrix m, const char *place)
 {
     double row[160];
-    m.name = "layers.3.w";
+    m.name = "layers.3.w.weight";
     m.file = "dir/a.safetensors";
     s->error = (dsv4_error){{0}};
     ref_matrix_row(&s->c, &m, 0, row);
@@ -215,16 +215,18 @@ static void the_first_nan_is_named(void **state)
     const double values[9] = {1, 2, 3, 4, 5, NAN, NAN, 8, 9};
     expect_nan(s, small_f32(s, values, 3, 3), "[1, 2]");
     expect_nan(s, small_bf16(s, values, 3, 3), "[1, 2]");
-    uint8_t half[12] = {0, 0x7c, 0, 0x3c, 0xff, 0x7b, 0x01, 0x7c, 0xff, 0xff, 0, 0};
+    const double infinite[6] = {1, 2, 3, -INFINITY, 5, 6};
+    expect_nan(s, small_f32(s, infinite, 3, 2), "[1, 1] is infinite");
+    uint8_t half[12] = {0, 0x78, 0, 0x3c, 0xff, 0x7b, 0x01, 0x7c, 0xff, 0xff, 0, 0};
     expect_nan(s, (dsv4_matrix){.dtype = DSV4_F16, .rows = 3, .cols = 2, .data = half}, "[1, 1]");
 
     uint8_t codes[129 * 140] = {0}, scales[4] = {127, 127, 127, 255};
     codes[5 * 140 + 9] = 0x7f;
     codes[6 * 140 + 8] = 0xff;
-    expect_nan(s, small_fp8(s, codes, scales, 129, 140), "[5, 9]");
+    expect_nan(s, small_fp8(s, codes, scales, 129, 140), "layers.3.w.weight: value [5, 9] is NaN");
     memset(codes, 0, sizeof codes);
-    expect_nan(s, small_fp8(s, codes, scales, 129, 140), "[128, 128]");
-    expect_nan(s, small_fp4(s, codes, scales, 2, 64), "[1, 32]");
+    expect_nan(s, small_fp8(s, codes, scales, 129, 140), "layers.3.w.scale: value [1, 1] is NaN");
+    expect_nan(s, small_fp4(s, codes, scales, 2, 64), "layers.3.w.scale: value [1, 1] is NaN");
 
     s->error = (dsv4_error){{0}};
     dsv4_matrix vector = small_f32(s, (double[]){0, NAN}, 1, 2);

@@ -94,8 +94,8 @@ static void pieces(void **state)
                                                      "[4, 0, 5, 0]"));
 }
 
-/* Windows of 127, 128 and 129 tokens, groups of 128 and 129: token by token, and in pieces around the
- * border, against direct.c, which has no ring and no groups to continue.
+/* Windows of 127, 128 and 129 tokens, groups of 128 and 129: token by token, and in pieces around
+ * the border, against direct.c, which has no ring and no groups to continue.
  * covers: state.window.1 state.compressor.1 state.compressor.2 forward.position.1 */
 static void borders(void **state)
 {
@@ -106,10 +106,10 @@ static void borders(void **state)
     for (int i = 0; i < 3; i++) {
         whole w;
         whole_open(&w, DSV4_EXACT, MAKE_EXACT,
-                   CHANGES("sliding_window", windows[i], "num_hidden_layers", "3", "compress_ratios",
-                           i == 1 ? "[0, 4, 129]" : "[0, 4, 128]", "hidden_size", "8",
-                           "num_attention_heads", "2", "hc_mult", "1", "n_routed_experts", "3",
-                           "num_nextn_predict_layers", "0"));
+                   CHANGES("sliding_window", windows[i], "num_hidden_layers", "3",
+                           "compress_ratios", i == 1 ? "[0, 4, 129]" : "[0, 4, 128]",
+                           "hidden_size", "8", "num_attention_heads", "2", "hc_mult", "1",
+                           "n_routed_experts", "3", "num_nextn_predict_layers", "0"));
         int64_t count = n * w.model.config.vocab_size, *ids = whole_ids(&w, n, 3);
         double *want = dsv4_alloc((size_t)(2 * count), sizeof *want), *got = want + count;
         assert_int_equal(direct_forward(&w.model, DSV4_EXACT, ids, n, want, NULL, NULL), 0);

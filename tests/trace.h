@@ -31,8 +31,8 @@ dsv4_tap trace_feeder(trace *t);
  * tensor's scale. */
 void trace_within(const trace *t, const char *what, double bound);
 
-/* Ends the test unless every value kept was compared, and of each name `share` of them are the same,
- * the others within `bound` of the scale. */
+/* Ends the test unless every value kept was compared, and of each name `share` of them are the
+ * same, the others within `bound` of the scale. */
 void trace_mostly(const trace *t, const char *what, double share, double bound);
 
 void trace_free(trace *t);
