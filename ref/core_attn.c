@@ -44,17 +44,18 @@ static void head_attention(const ref_context *c, const double *q, double sink,
             logit[next - first] = product / sqrt((double)d);
             top = fmax(top, logit[next - first]);
         }
-        /* core_attn.block.2: Where a block of 64 slots raises the maximum, numerator and
-         * denominator so far are multiplied with exp(old maximum - new maximum). */
+        /* core_attn.block.2: Before the entries of a block of 64 slots are added, the maximum grows
+         * to the largest logit of the whole block, if that is larger, and numerator and denominator
+         * so far are multiplied with exp(old maximum - new maximum). */
         double shrink = exp(maximum - top);
         denominator *= shrink;
         for (int64_t i = 0; i < d; i++)
             out[i] *= shrink;
         maximum = top;
         for (int64_t j = first; j < next; j++) {
-            /* core_attn.block.3: p = exp(logit - maximum so far). The denominator adds p; the
-             * numerator adds p e. Released: p in the numerator is rounded to bf16, p in the
-             * denominator is not. */
+            /* core_attn.block.3: p = exp(logit - maximum), with the maximum after its block. The
+             * denominator adds p; the numerator adds p e. Released: p in the numerator is rounded
+             * to bf16, p in the denominator is not. */
             double p = exp(logit[j - first] - maximum);
             denominator += p;
             p = ref_bf16(c, p);

@@ -21,8 +21,8 @@ void ref_gate(const ref_context *c, const dsv4_layer *layer, const double *x, in
     for (int64_t e = 0; e < E; e++)
         s[e] = ref_f32(c, sqrt(softplus(s[e])));
     if (layer->hash) {
-        /* gate.hash.1: Hash layers: the chosen experts are row token-id of tid2eid. A table entry
-         * that is no expert is an error. */
+        /* gate.hash.1: Hash layers: the chosen experts are row token-id of tid2eid. An expert that
+         * stands in it twice counts twice; a table entry that is no expert is an error. */
         for (int64_t i = 0; i < k; i++) {
             const dsv4_matrix *table = &layer->ffn.gate.tid2eid;
             chosen[i] = ref_integer(table, token, i);
@@ -36,10 +36,10 @@ void ref_gate(const ref_context *c, const dsv4_layer *layer, const double *x, in
         }
     } else {
         /* gate.topk.1: Score layers: the chosen experts are the k largest of s + gate.bias; of
-         * equals the reference takes the lower index. */
+         * equals the reference takes the lower index. Released: the sums are binary32 numbers. */
         double *bias = ref_vector(c, &layer->ffn.gate.bias);
         for (int64_t e = 0; e < E; e++)
-            biased[e] = s[e] + bias[e];
+            biased[e] = ref_f32(c, s[e] + bias[e]);
         ref_select(biased, E, k, chosen);
         free(bias);
     }

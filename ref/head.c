@@ -14,16 +14,18 @@ void ref_head(const ref_context *c, const dsv4_hc *hc, const dsv4_matrix *norm,
     for (int64_t t = 0; t < T; t++) {
         const double *x = h + t * n * D;
         /* head.mix.1: m = (hc_head_fn f) / sqrt(mean(f^2) + rms_norm_eps), f the nD values of a
-         * token's streams. */
+         * token's streams. Released: the reciprocal root and m are binary32 numbers. */
         ref_linear_f32(c, &hc->fn, x, 1, m);
         double squares = 0;
         for (int64_t i = 0; i < n * D; i++)
             squares += x[i] * x[i];
-        double r = 1 / sqrt(squares / (double)(n * D) + c->config->rms_norm_eps);
+        double r = ref_f32(c, 1 / sqrt(squares / (double)(n * D) + c->config->rms_norm_eps));
+        for (int64_t j = 0; j < n; j++)
+            m[j] = ref_f32(c, m[j] * r);
         /* head.mix.2: pre[j] = sigmoid(m[j] hc_head_scale + hc_head_base[j]) + hc_eps. One scale
          * serves all streams. */
         for (int64_t j = 0; j < n; j++)
-            pre[j] = 1 / (1 + exp(-(m[j] * r * scale[0] + base[j]))) + c->config->hc_eps;
+            pre[j] = 1 / (1 + exp(-(m[j] * scale[0] + base[j]))) + c->config->hc_eps;
         /* head.collapse.1: u = sum_j pre[j] x[j]. Released: rounded to bf16. */
         ref_mhc_pre(c, pre, x, u + t * D);
     }

@@ -52,8 +52,9 @@ static dsv4_run *open_run(const dsv4_model *model, dsv4_numerics numerics, int64
     return run;
 }
 
+/* `first` is the place in the sequence of the token ids[0]. */
 static int check_call(const dsv4_run *run, const int64_t *ids, int64_t n, int64_t position,
-                      dsv4_error *err)
+                      int64_t first, dsv4_error *err)
 {
     int64_t V = run->model->config.vocab_size;
     if (n < 1 || n > run->state->max_tokens - position)
@@ -62,7 +63,7 @@ static int check_call(const dsv4_run *run, const int64_t *ids, int64_t n, int64_
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= V)
             return dsv4_fail(err, "token %lld has id %lld, expected 0..%lld",
-                             (long long)(position + i), (long long)ids[i], (long long)(V - 1));
+                             (long long)(first + i), (long long)ids[i], (long long)(V - 1));
     return 0;
 }
 
@@ -81,7 +82,7 @@ static int forward(dsv4_run *run, const int64_t *ids, int64_t n, double *logits,
 {
     const dsv4_config *config = run->context.config;
     int64_t position = run->state->position;
-    if (check_call(run, ids, n, position, err) != 0)
+    if (check_call(run, ids, n, position, position, err) != 0)
         return -1;
     free(run->h);
     run->h = ref_new(n * config->hc_mult * config->hidden_size);
@@ -103,7 +104,7 @@ static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits
         return dsv4_fail(err, "MTP of %lld tokens after %lld, expected the %lld of the last "
                          "forward call", (long long)n, (long long)position,
                          (long long)run->h_tokens);
-    if (check_call(run, next_ids, n, position, err) != 0)
+    if (check_call(run, next_ids, n, position, position + 1, err) != 0)
         return -1;
     run->context.error = err;
     ref_mtp(&run->context, run->model, run->state, next_ids, run->h, n, logits);

@@ -234,6 +234,17 @@ static void the_first_nan_is_named(void **state)
     assert_non_null(strstr(s->error.text, "[0, 1]"));
 }
 
+/* covers: quant.act.2 */
+static void infinity_is_not_lost(void **state)
+{
+    (void)state;
+    double block[128] = {[3] = INFINITY, [4] = 3, [64] = 1, [65] = 2};
+    ref_act_quant(block, 128, 64);
+    for (int i = 0; i < 64; i++)
+        assert_true(isnan(block[i]));
+    assert_true(block[64] == 1 && block[65] == 2);
+}
+
 /* act_quant of a block of 64 that holds `amax` and x gives x as `want`. */
 static void act_case(const small *s, double amax, double x, double want)
 {
@@ -369,6 +380,7 @@ int main(void)
         small_test(fp8_blocks),
         small_test(fp4_nibbles_and_scales),
         small_test(the_first_nan_is_named),
+        cmocka_unit_test(infinity_is_not_lost),
         small_test(scales_of_activations),
         small_test(activations_block_by_block),
         small_test(kv_entries),
