@@ -54,7 +54,7 @@ build: $(BUILD)/dsv4 ## compile build/dsv4
 
 tests: $(BUILD)/dsv4 $(TESTS) $(TOOLS) ## compile the tests
 
-tools: $(TOOLS)
+tools: $(TOOLS) ## compile build/tests/tool_make_checkpoint and other aids
 
 test: tests ## compile and run the tests of this build only
 	$(Q)DSV4_ORACLE=$(abspath $(ORACLE)) ci/run-tests.sh $(BUILD)

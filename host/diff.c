@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "h5.h"
+#include "trace.h"
 
 /* How two datasets of one name differ. */
 typedef struct {
@@ -282,6 +283,7 @@ static void print_row(const char *name, int width, const difference *d, const ds
 
 typedef struct {
     int64_t within, beyond, misshaped;
+    const char *first; /* the first dataset that is not within */
 } tally;
 
 /* One row of the table. */
@@ -303,6 +305,7 @@ static int diff_dataset(dsv4_h5 *const file[2], const char *name, int width, dou
         print_list(data[1].shape, data[1].rank);
         putchar('\n');
         sum->misshaped++;
+        sum->first = sum->first != NULL ? sum->first : name;
     } else {
         difference d;
         compare(&d, file, name, data);
@@ -310,6 +313,7 @@ static int diff_dataset(dsv4_h5 *const file[2], const char *name, int width, dou
         print_row(name, width, &d, &data[0], within);
         sum->within += within;
         sum->beyond += !within;
+        sum->first = sum->first != NULL || within ? sum->first : name;
     }
     dsv4_h5_data_free(&data[0]);
     dsv4_h5_data_free(&data[1]);
@@ -337,37 +341,50 @@ static bool contains(const name_list *list, const char *name)
     return false;
 }
 
+enum { SHOWN = 8 };
+
 static void print_only(const name_list *names, const name_list *others, const char *path)
 {
+    int64_t count = 0;
     for (int64_t i = 0; i < names->count; i++)
-        if (!contains(others, names->name[i])) {
+        if (!contains(others, names->name[i]) && count++ < SHOWN) {
             printf("only in %s: ", path);
             print_name(names->name[i], 0);
             putchar('\n');
         }
+    if (count > SHOWN)
+        printf("only in %s: and %" PRId64 " more\n", path, count - SHOWN);
+}
+
+static int compare_places(const void *a, const void *b)
+{
+    return dsv4_trace_compare(*(char *const *)a, *(char *const *)b);
 }
 
 static int diff_names(dsv4_h5 *const file[2], const name_list names[2],
                       const diff_arguments *arguments, dsv4_error *err)
 {
     int width = (int)strlen("dataset");
-    bool common = false;
+    char **common = dsv4_alloc((size_t)names[0].count, sizeof *common);
+    int64_t count = 0;
     for (int64_t i = 0; i < names[0].count; i++)
         if (contains(&names[1], names[0].name[i])) {
             int length = (int)strlen(names[0].name[i]);
             width = length > width ? length : width;
-            common = true;
+            common[count++] = names[0].name[i];
         }
-    if (!common)
-        return dsv4_fail(err, "%s and %s have no dataset in common", arguments->path[0],
-                         arguments->path[1]);
+    qsort(common, (size_t)count, sizeof *common, compare_places);
 
     tally sum = {0};
-    print_header(width);
-    for (int64_t i = 0; i < names[0].count; i++)
-        if (contains(&names[1], names[0].name[i]) &&
-            diff_dataset(file, names[0].name[i], width, arguments->tolerance, &sum, err) != 0)
-            return -1;
+    int result = count > 0 ? 0 : dsv4_fail(err, "%s and %s have no dataset in common",
+                                           arguments->path[0], arguments->path[1]);
+    if (result == 0)
+        print_header(width);
+    for (int64_t i = 0; i < count && result == 0; i++)
+        result = diff_dataset(file, common[i], width, arguments->tolerance, &sum, err);
+    free(common);
+    if (result != 0)
+        return -1;
     print_only(&names[0], &names[1], arguments->path[0]);
     print_only(&names[1], &names[0], arguments->path[1]);
     printf("%" PRId64 " datasets compared: %" PRId64 " within %g, %" PRId64 " beyond",
@@ -375,6 +392,11 @@ static int diff_names(dsv4_h5 *const file[2], const name_list names[2],
     if (sum.misshaped > 0)
         printf(", %" PRId64 " of different shapes", sum.misshaped);
     putchar('\n');
+    if (sum.first != NULL && strncmp(sum.first, "trace/", strlen("trace/")) == 0) {
+        printf("first to differ, in the order of computation: ");
+        print_name(sum.first, 0);
+        putchar('\n');
+    }
     return sum.beyond + sum.misshaped > 0;
 }
 
@@ -435,7 +457,7 @@ static const struct argp_option options[] = {
 
 static const char documentation[] =
     "Compares two tensor files (HDF5), such as those of `dsv4 logits -o`, dataset by dataset.\v"
-    "For every dataset that both files have, one row:\n"
+    "For every dataset that both files have, one row, traces in the order of computation:\n"
     "\n"
     "  max abs   the largest absolute error |a - b|\n"
     "  max rel   the same divided by the largest finite magnitude in A's dataset\n"

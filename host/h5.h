@@ -1,4 +1,4 @@
-/* HDF5 tensor files: logits, traces and, later, vectors. Plain numeric datasets, no filters, no
+/* HDF5 tensor files: logits and traces. Plain numeric datasets, no filters, no
  * timestamps: two runs write the same bytes. */
 #ifndef DSV4_H5_H
 #define DSV4_H5_H

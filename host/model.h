@@ -1,7 +1,7 @@
 /* The weights of a model by their places in the architecture. spec/checkpoint.md.
  *
  * One table (in model.c) lists every tensor that a configuration calls for: it names, counts, checks
- * and binds them, so that `dsv4 inspect`, both forward paths and the specification cannot disagree. */
+ * and binds them, so that `dsv4 inspect`, every forward path and the specification cannot disagree. */
 #ifndef DSV4_MODEL_H
 #define DSV4_MODEL_H
 

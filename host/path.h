@@ -1,4 +1,4 @@
-/* What a forward path (ref, later fast and cuda) offers to the commands around it. */
+/* What a forward path offers to the commands around it. */
 #ifndef DSV4_PATH_H
 #define DSV4_PATH_H
 
@@ -28,8 +28,8 @@ typedef struct {
     /* A run of at most `max_tokens` tokens. The model must outlive it. `tap` may be NULL. */
     dsv4_run *(*open)(const dsv4_model *model, dsv4_numerics numerics, int64_t max_tokens,
                       const dsv4_tap *tap, dsv4_error *err);
-    /* The next `n` tokens: logits [n, vocab_size]. -1 when a weight that was read is NaN, an id is
-     * out of range, the run is full, or a logit is not finite. */
+    /* The next `n` tokens: logits [n, vocab_size]. -1 when a weight that was read, a named
+     * tensor or a logit is not finite, an id is out of range, or the run is full. */
     int (*forward)(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err);
     /* MTP for the same n tokens as the forward call just before: next_ids[i] follows ids[i]. */
     int (*mtp)(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err);

@@ -39,6 +39,24 @@ static void make_keys(const ref_context *c, const dsv4_layer *layer, const doubl
     ref_tap(c, "kv", position, T, d, 0, kv);
 }
 
+/* x [T, D], qr [T, q_lora_rank] -> the new entries of the layer's compressors and, in CSA, the indexer's
+ * queries iq [T, n_i, d_i] and weights w [T, n_i]. */
+static void compress(ref_context *c, const dsv4_layer *layer, ref_layer_state *state,
+                     const double *freq, int64_t position, const double *x, const double *qr,
+                     int64_t T, double *iq, double *w)
+{
+    /* attention.compressed.1: CSA and HCA layers compress the same normed input u' that queries and
+     * keys are made from. The new entries of a call are made before any token of it attends; what a
+     * token may see of them is compressor.visible.1. */
+    if (layer->kind != DSV4_SWA)
+        ref_compress(c, &layer->attn.compressor, &state->compressor, freq, position, x, T);
+    if (layer->kind == DSV4_CSA) {
+        ref_index_query(c, layer, freq, position, qr, T, iq);
+        ref_compress(c, &layer->attn.indexer.compressor, &state->index, freq, position, x, T);
+        ref_index_weights(c, layer, x, T, w);
+    }
+}
+
 /* The compressed entries that token t attends to -> selected; returns how many. In CSA iq [n_i, d_i]
  * and w [n_i] are the token's indexer query and weights. */
 static int64_t choose(const ref_context *c, const dsv4_layer *layer, const ref_layer_state *state,
@@ -47,15 +65,15 @@ static int64_t choose(const ref_context *c, const dsv4_layer *layer, const ref_l
     /* attention.swa.1: An SWA layer attends to its window only. */
     if (layer->kind == DSV4_SWA)
         return 0;
-    int64_t visible = ref_visible(t, layer->ratio), count = visible;
-    /* attention.hca.1: An HCA layer attends to its window and to all visible entries of its
-     * compressor, in ascending order. It has no indexer. */
-    if (layer->kind == DSV4_HCA)
-        for (int64_t g = 0; g < visible; g++)
-            selected[g] = g;
-    /* attention.csa.1: A CSA layer attends to its window and to the visible entries that its
-     * indexer selects. */
-    if (layer->kind == DSV4_CSA) {
+    int64_t visible = ref_visible(t, layer->ratio), count;
+    if (layer->kind == DSV4_HCA) {
+        /* attention.hca.1: An HCA layer attends to its window and to all visible entries of its
+         * compressor, in ascending order. It has no indexer. */
+        for (count = 0; count < visible; count++)
+            selected[count] = count;
+    } else {
+        /* attention.csa.1: A CSA layer attends to its window and to the visible entries that its
+         * indexer selects. */
         double *score = ref_new(visible);
         ref_index_scores(c, iq, w, state->index.entries, visible, score);
         ref_tap(c, "index_score", t, 1, visible, 0, score);
@@ -64,6 +82,31 @@ static int64_t choose(const ref_context *c, const dsv4_layer *layer, const ref_l
     }
     ref_tap_indices(c, "selected", t, 1, count, selected);
     return count;
+}
+
+/* q [T, H, d], kv [T, d], iq, w -> core [T, H, d], token by token: each joins the window first. */
+static void attend(const ref_context *c, const dsv4_layer *layer, ref_layer_state *state,
+                   int64_t position, const double *q, const double *kv, const double *iq,
+                   const double *w, int64_t T, double *core)
+{
+    int64_t H = c->config->num_attention_heads, d = c->config->head_dim;
+    int64_t W = c->config->sliding_window, n_i = c->config->index_n_heads;
+    int64_t in_window = position + T < W ? position + T : W, entries = state->compressor.count;
+    int64_t *selected = dsv4_alloc((size_t)entries, sizeof *selected);
+    ref_entry *list = dsv4_alloc((size_t)(in_window + entries), sizeof *list);
+    double *sink = ref_vector(c, &layer->attn.attn_sink);
+    for (int64_t t = 0; t < T; t++) {
+        ref_window_push(c, state, position + t, kv + t * d);
+        int64_t n_selected = choose(c, layer, state, position + t,
+                                    iq + t * n_i * c->config->index_head_dim, w + t * n_i,
+                                    selected);
+        int64_t n_list = ref_list_entries(c, state, position + t, selected, n_selected, list);
+        ref_core_attn(c, q + t * H * d, sink, list, n_list, core + t * H * d);
+    }
+    ref_tap(c, "attn_core", position, T, H, d, core);
+    free(selected);
+    free(list);
+    free(sink);
 }
 
 /* core [T, H, d] -> y [T, D]; core is rotated back in place. */
@@ -91,39 +134,17 @@ void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *sta
                    int64_t position, const double *x, int64_t T, double *y)
 {
     const dsv4_config *config = c->config;
-    int64_t H = config->num_attention_heads, d = config->head_dim, W = config->sliding_window;
-    int64_t n_i = config->index_n_heads, d_i = config->index_head_dim;
+    int64_t H = config->num_attention_heads, d = config->head_dim, n_i = config->index_n_heads;
     double *freq = ref_new(config->qk_rope_head_dim / 2);
     double *qr = ref_new(T * config->q_lora_rank), *q = ref_new(T * H * d);
     double *kv = ref_new(T * d), *core = ref_new(T * H * d);
-    double *iq = ref_new(T * n_i * d_i), *w = ref_new(T * n_i);
-    double *sink = ref_vector(c, &layer->attn.attn_sink);
+    double *iq = ref_new(T * n_i * config->index_head_dim), *w = ref_new(T * n_i);
 
     ref_rope_frequencies(c, layer->kind != DSV4_SWA, freq);
     make_queries(c, layer, freq, position, x, T, qr, q);
     make_keys(c, layer, freq, position, x, T, kv);
-    /* attention.compressed.1: CSA and HCA layers compress the same normed input u' that queries and
-     * keys are made from. Their new entries are made before any token of the call attends. */
-    if (layer->kind != DSV4_SWA)
-        ref_compress(c, &layer->attn.compressor, &state->compressor, freq, position, x, T);
-    if (layer->kind == DSV4_CSA) {
-        ref_index_query(c, layer, freq, position, qr, T, iq);
-        ref_compress(c, &layer->attn.indexer.compressor, &state->index, freq, position, x, T);
-        ref_index_weights(c, layer, x, T, w);
-    }
-
-    int64_t entries = state->compressor.count;
-    int64_t in_window = position + T < W ? position + T : W;
-    int64_t *selected = dsv4_alloc((size_t)entries, sizeof *selected);
-    ref_entry *list = dsv4_alloc((size_t)(in_window + entries), sizeof *list);
-    for (int64_t t = 0; t < T; t++) {
-        ref_window_push(c, state, position + t, kv + t * d);
-        int64_t n =
-            choose(c, layer, state, position + t, iq + t * n_i * d_i, w + t * n_i, selected);
-        n = ref_list_entries(c, state, position + t, selected, n, list);
-        ref_core_attn(c, q + t * H * d, sink, list, n, core + t * H * d);
-    }
-    ref_tap(c, "attn_core", position, T, H, d, core);
+    compress(c, layer, state, freq, position, x, qr, T, iq, w);
+    attend(c, layer, state, position, q, kv, iq, w, T, core);
     make_output(c, layer, freq, position, core, T, y);
 
     free(freq);
@@ -133,7 +154,4 @@ void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *sta
     free(core);
     free(iq);
     free(w);
-    free(sink);
-    free(selected);
-    free(list);
 }

@@ -40,42 +40,52 @@ int64_t ref_visible(int64_t position, int64_t ratio)
     return (position + 1) / ratio;
 }
 
-/* Where token t's a and z of a channel of group g stand: in row t mod (c r), and there in the half for
- * tokens of the group before, or in that for its own. */
-static int64_t item(const ref_compressor_state *state, int64_t g, int64_t t, int64_t channel)
+/* An item of a pool: where its a and z begin in the state. */
+static int64_t item(const ref_compressor_state *state, int64_t t, int64_t channel_offset)
 {
-    int64_t row = t % (state->halves * state->ratio) * state->halves * state->head;
-    bool own_half = state->halves == 2 && t >= g * state->ratio;
-    return row + (own_half ? state->head : 0) + channel;
+    int64_t slots = state->halves * state->ratio, width = state->halves * state->head;
+    return t % slots * width + channel_offset;
 }
 
-/* Pools group g into entry [head]. */
-static void pool(const ref_compressor_state *state, int64_t g, double *entry)
+/* The items that entry g pools -> items [c r]; returns how many. */
+static int64_t list_items(const ref_compressor_state *state, int64_t g, int64_t *items)
 {
-    int64_t r = state->ratio, first = g * r, last = first + r - 1;
+    int64_t r = state->ratio, d = state->head, first = g * r, count = 0;
+    bool csa = state->halves == 2;
     /* compressor.hca.1: HCA: entry g pools the r items of its group. */
-    int64_t oldest = first;
+    for (int64_t t = first; t < first + r && !csa; t++)
+        items[count++] = item(state, t, 0);
     /* compressor.csa.1: CSA: entry g pools 2r items: those of the previous group with their
      * channels 0 .. d-1, and those of its own group with their channels d .. 2d-1. */
     /* compressor.csa.2: CSA: group 0 has no previous group; its entry pools its own r items
      * only. */
-    if (state->halves == 2 && g > 0)
-        oldest = first - r;
+    for (int64_t t = first - r; t < first && csa && g > 0; t++)
+        items[count++] = item(state, t, 0);
+    for (int64_t t = first; t < first + r && csa; t++)
+        items[count++] = item(state, t, d);
+    return count;
+}
+
+/* Pools group g into entry [d]. */
+static void pool(const ref_compressor_state *state, int64_t g, double *entry)
+{
+    int64_t *items = dsv4_alloc((size_t)(state->halves * state->ratio), sizeof *items);
+    int64_t count = list_items(state, g, items);
     for (int64_t channel = 0; channel < state->head; channel++) {
         double top = -INFINITY, sum = 0, pooled = 0;
-        for (int64_t t = oldest; t <= last; t++)
-            top = fmax(top, state->z[item(state, g, t, channel)]);
-        for (int64_t t = oldest; t <= last; t++) {
-            int64_t at = item(state, g, t, channel);
+        for (int64_t i = 0; i < count; i++)
+            top = fmax(top, state->z[items[i] + channel]);
+        for (int64_t i = 0; i < count; i++) {
             /* compressor.softmax.1: Channel by channel, an entry is the sum of p_t a_t over its
              * items, p being the softmax of their z over the items (all 2r of them together in
-             * CSA). */
-            double p = exp(state->z[at] - top);
+             * CSA). Released: in binary32. */
+            double p = exp(state->z[items[i] + channel] - top);
             sum += p;
-            pooled += p * state->a[at];
+            pooled += p * state->a[items[i] + channel];
         }
         entry[channel] = pooled / sum;
     }
+    free(items);
 }
 
 static void finish(const ref_context *c, const dsv4_compressor *w, bool index, const double *freq,

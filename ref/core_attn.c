@@ -13,7 +13,8 @@ int64_t ref_list_entries(const ref_context *c, const ref_layer_state *state, int
      * them at most, the token's own included. */
     int64_t oldest = t - W + 1 > 0 ? t - W + 1 : 0;
     /* core_attn.list.2: The window takes the first W slots of the list, oldest token first. Where t
-     * + 1 < W the last slots are empty and count for nothing. */
+     * + 1 < W the last slots are empty and count for nothing; a block of empty slots only is passed
+     * over. */
     for (int64_t s = oldest; s <= t; s++, count++)
         list[count] = (ref_entry){state->window + s % W * d, s - oldest};
     /* core_attn.list.3: The chosen compressed entries follow from slot W on: in CSA by descending

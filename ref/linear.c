@@ -36,7 +36,7 @@ void ref_linear(const ref_context *c, const dsv4_matrix *w, const double *x, int
     /* linear.product.1: The product sums M[o, i] x[i] over i with the dequantised weights.
      * (Released: the codes' products are exact; their sums are binary32 in any order.) */
     /* linear.plain.1: Released: a plain matrix (F32, BF16 or F16) is rounded to bf16, and its input
-     * is used as it is. */
+     * is used as it is. (Norm weights and other vectors are never rounded.) */
     products(c, w, 0, w->rows, !quantised, input, T, y, w->rows);
     /* linear.round.1: Released: the output is rounded to bf16. */
     ref_bf16_all(c, y, T * w->rows);

@@ -41,6 +41,22 @@ double ref_bf16(const ref_context *c, double x)
     return exact(c) ? x : overflow(ref_round_to(x, 8, -126));
 }
 
+bool ref_check_finite(const ref_context *c, const char *what, int64_t row, int64_t width,
+                      const double *x, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++)
+        /* numerics.finite.1: A tensor of the trace, or a logit, that is NaN or infinite is an error
+         * that names it: the weights make the model overflow, and a clamp or a top-k behind it
+         * could hide that. */
+        if (!isfinite(x[i])) {
+            dsv4_fail(c->error, "%s [%lld, %lld] is %s, expected a finite number: the weights make "
+                      "the model overflow", what, (long long)(row + i / width),
+                      (long long)(i % width), isnan(x[i]) ? "NaN" : "infinite");
+            return false;
+        }
+    return true;
+}
+
 void ref_f32_all(const ref_context *c, double *x, int64_t count)
 {
     for (int64_t i = 0; i < count; i++)

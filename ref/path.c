@@ -1,8 +1,13 @@
-/* The reference behind the interface of host/path.h, and the tap. Not a chapter. */
+/* The reference behind the interface of host/path.h, memory, and the tap. Not a chapter. */
 #include "ref.h"
 
-#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+
+double *ref_new(int64_t count)
+{
+    return dsv4_alloc((size_t)count, sizeof(double));
+}
 
 void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
              int64_t dim1, double *values)
@@ -12,13 +17,9 @@ void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, 
     if (c->tap != NULL)
         c->tap->at(c->tap->context, &point);
     int64_t width = dim0 * (dim1 != 0 ? dim1 : 1);
-    for (int64_t i = 0; i < rows * width; i++)
-        if (!isfinite(values[i])) { /* named here, before a clamp or a top-k can hide it */
-            dsv4_fail(c->error, "layer %lld: %s of row %lld is %s, expected finite numbers: "
-                      "the weights make the model overflow", (long long)c->layer, name,
-                      (long long)(row + i / width), isnan(values[i]) ? "NaN" : "infinite");
-            return;
-        }
+    char what[64];
+    snprintf(what, sizeof what, "layer %lld: %s", (long long)c->layer, name);
+    ref_check_finite(c, what, row, width, values, rows * width);
 }
 
 void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows,
@@ -67,17 +68,6 @@ static int check_call(const dsv4_run *run, const int64_t *ids, int64_t n, int64_
     return 0;
 }
 
-static int check_logits(const double *logits, int64_t n, int64_t V, int64_t position,
-                        const char *what, dsv4_error *err)
-{
-    for (int64_t i = 0; i < n * V; i++)
-        if (!isfinite(logits[i]))
-            return dsv4_fail(err, "%s [%lld, %lld] is %s, expected a finite number: the weights "
-                             "make the model overflow", what, (long long)(position + i / V),
-                             (long long)(i % V), isnan(logits[i]) ? "NaN" : "infinite");
-    return 0;
-}
-
 static int forward(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err)
 {
     const dsv4_config *config = run->context.config;
@@ -91,7 +81,8 @@ static int forward(dsv4_run *run, const int64_t *ids, int64_t n, double *logits,
     ref_forward(&run->context, run->model, run->state, ids, n, run->h, logits);
     if (err->text[0] != '\0')
         return -1;
-    return check_logits(logits, n, config->vocab_size, position, "logits", err);
+    int64_t V = config->vocab_size;
+    return ref_check_finite(&run->context, "logits", position, V, logits, n * V) ? 0 : -1;
 }
 
 static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err)
@@ -110,7 +101,8 @@ static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits
     ref_mtp(&run->context, run->model, run->state, next_ids, run->h, n, logits);
     if (err->text[0] != '\0')
         return -1;
-    return check_logits(logits, n, config->vocab_size, position, "mtp_logits", err);
+    int64_t V = config->vocab_size;
+    return ref_check_finite(&run->context, "mtp_logits", position, V, logits, n * V) ? 0 : -1;
 }
 
 static void close_run(dsv4_run *run)

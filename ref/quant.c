@@ -207,9 +207,9 @@ void ref_act_quant(double *x, int64_t count, int64_t block)
     for (int64_t first = 0; first < count; first += block) {
         /* quant.act.1: Of each block, amax is the largest magnitude, and at least 1e-4. */
         double amax = largest(x + first, block, 1e-4f);
-        /* quant.act.2: The scale is the smallest power of two not below amax (1/448), where 1/448
+        /* quant.act.2: The scale is the smallest power of two not below amax x (1/448), where 1/448
          * and the product are rounded to binary32, as amax and its floor are. A block that holds an
-         * infinite value becomes NaN. */
+         * infinite value becomes NaN; a NaN stays one. */
         double scale = power_of_two_above((float)amax * (1.0f / 448.0f));
         /* quant.act.3: Each value becomes the nearest E4M3 value of x / scale (quant.e4m3.2), times
          * scale. */
@@ -235,7 +235,7 @@ void ref_qdq_index(const ref_context *c, double *x)
         return;
     for (int64_t first = 0; first < c->config->index_head_dim; first += 32) {
         /* quant.index.1: Released: of each 32 values of an indexer vector, amax is the largest
-         * magnitude and at least 6 2^-126; the scale is the smallest power of two not below amax
+         * magnitude and at least 6 2^-126; the scale is the smallest power of two not below amax x
          * (1/6), in binary32 as in quant.act.2. */
         double amax = largest(x + first, 32, 6 * 0x1p-126);
         double scale = power_of_two_above((float)amax * (1.0f / 6.0f));

@@ -18,14 +18,14 @@ typedef struct {
     const dsv4_config *config;
     dsv4_numerics numerics;
     const dsv4_tap *tap; /* sees the named tensors; may be NULL */
-    dsv4_error *error;   /* the first bad weight that was read; empty while all is well */
+    dsv4_error *error;   /* the first bad weight or overflow; empty while all is well */
     int64_t layer;       /* in progress, for the tap */
 } ref_context;
 
 double *ref_new(int64_t count); /* zeros; release with free() */
 
 /* Shows `rows` rows of a named tensor, the first being row `row` of the whole run, to the tap, which
- * may overwrite them. A row has shape [dim0], or [dim0, dim1] where dim1 is not 0. */
+ * may overwrite them, and checks what it left (ref_check_finite). A row has shape [dim0], or [dim0, dim1] where dim1 is not 0. */
 void ref_tap(const ref_context *c, const char *name, int64_t row, int64_t rows, int64_t dim0,
              int64_t dim1, double *values);
 void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_t rows,
@@ -35,6 +35,8 @@ void ref_tap_indices(const ref_context *c, const char *name, int64_t row, int64_
 double ref_round_to(double x, int precision, int min_exponent);  /* nearest, ties to even */
 double ref_f32(const ref_context *c, double x);                  /* rounding points */
 double ref_bf16(const ref_context *c, double x);
+bool ref_check_finite(const ref_context *c, const char *what, int64_t row, int64_t width,
+                      const double *x, int64_t count);
 void ref_f32_all(const ref_context *c, double *x, int64_t count);
 void ref_bf16_all(const ref_context *c, double *x, int64_t count);
 

@@ -10,8 +10,8 @@ void ref_rmsnorm(const ref_context *c, const dsv4_matrix *w, const double *x, in
     int64_t width = w->cols;
     double *weight = ref_vector(c, w);
     for (int64_t t = 0; t < T; t++, x += width, y += width) {
-        /* rmsnorm.weight.1: r is 1 / sqrt(mean of x_i squared + rms_norm_eps): the eps stands
-         * inside the root. */
+        /* rmsnorm.weight.1: r is 1 / sqrt(mean(x^2) + rms_norm_eps), the mean of the squares: the
+         * eps stands inside the root. */
         double squares = 0;
         for (int64_t i = 0; i < width; i++)
             squares += x[i] * x[i];
@@ -29,8 +29,8 @@ void ref_rmsnorm_head(const ref_context *c, double *x, int64_t count)
 {
     int64_t d = c->config->head_dim;
     for (int64_t h = 0; h < count; h++, x += d) {
-        /* rmsnorm.head.1: Each query head x becomes x / sqrt(mean of x_i squared + rms_norm_eps),
-         * without a weight. */
+        /* rmsnorm.head.1: Each query head x becomes x / sqrt(mean(x^2) + rms_norm_eps), without a
+         * weight. */
         /* rmsnorm.head.2: Released: each square, their mean (of a binary32 sum), mean + eps, the
          * reciprocal root, and each product are rounded to bf16. */
         double squares = 0;

@@ -29,10 +29,10 @@ void ref_rope_frequencies(const ref_context *c, bool compressed, double *freq)
     /* rope.yarn.1: YaRN changes the frequencies of CSA and HCA layers, at every sequence length.
      * Without rope_scaling, or with an original length of 0, and in SWA layers, they stay as they
      * are. */
-    if (!compressed || !config->rope_scaling.present)
+    if (!compressed || !config->rope_scaling.present) /* nor is an original length of 0: config.rope.3 */
         return;
-    /* rope.yarn.2: lo = max(floor(c(beta_fast)), 0) and hi = min(ceil(c(beta_slow)), R - 1); where
-     * hi - lo is 0 it is replaced by 0.001. */
+    /* rope.yarn.2: lo = max(floor(c(beta_fast)), 0) and hi = min(ceil(c(beta_slow)), R - 1), though
+     * there are R/2 pairs only; where hi - lo is 0 it is replaced by 0.001. */
     double lo = fmax(floor(yarn_pair(config, config->rope_scaling.beta_fast)), 0);
     double hi = fmin(ceil(yarn_pair(config, config->rope_scaling.beta_slow)), (double)(R - 1));
     double span = hi - lo != 0 ? hi - lo : 0.001;
@@ -57,6 +57,8 @@ static void rotate(const ref_context *c, const double *freq, int64_t position, d
         /* rope.angle.1: angle_i = position freq_i. Released: the product, its cosine and its sine
          * are binary32 numbers. */
         double angle = ref_f32(c, (double)position * freq[i]);
+        /* rope.angle.2: Cosine and sine are not scaled: there is no attention temperature (mscale)
+         * anywhere. */
         double cosine = ref_f32(c, cos(angle));
         double sine = direction * ref_f32(c, sin(angle));
         /* rope.rotate.1: Pairs are interleaved: (x, y) = (x[2i], x[2i+1]) becomes (x cos - y sin, x

@@ -4,11 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-double *ref_new(int64_t count)
-{
-    return dsv4_alloc((size_t)count, sizeof(double));
-}
-
 /* kv [d] of token t joins the window of its layer. */
 void ref_window_push(const ref_context *c, ref_layer_state *state, int64_t t, const double *kv)
 {
@@ -66,8 +61,8 @@ ref_state *ref_state_new(const dsv4_config *config, int64_t mtp_layers, int64_t 
     state->layer = dsv4_alloc((size_t)state->layers, sizeof *state->layer);
     for (int64_t i = 0; i < state->layers; i++)
         layer_state(&state->layer[i], config, i, max_tokens);
-    /* state.mtp.1: The MTP layer has a state of its own. Its step t needs token t + 1, so it lags
-     * one token behind. */
+    /* state.mtp.1: The MTP layer has a state of its own. Its step t needs the id of token t + 1, so
+     * it waits until that is known: in generation it lags one token behind. */
     state->mtp = dsv4_alloc((size_t)mtp_layers, sizeof *state->mtp);
     for (int64_t i = 0; i < mtp_layers; i++)
         layer_state(&state->mtp[i], config, state->layers + i, max_tokens);

@@ -211,7 +211,8 @@ static void selections_are_sets(void **state)
     put("b.h5", "trace/layers/1/selected", 2, SHAPE(2, 3), NULL, SHAPE(-1, 3, 1, 9, 8, 12));
     assert_diff("1", 1, "trace/layers/1/selected  BEYOND           -           -               -"
                         "   83.333%  [1,0] 7 / 12  (rows as sets)\n"
-                        "1 datasets compared: 0 within 1, 1 beyond\n");
+                        "1 datasets compared: 0 within 1, 1 beyond\n"
+                        "first to differ, in the order of computation: trace/layers/1/selected\n");
     put("a.h5", "route_index", 2, SHAPE(1, 3), NULL, SHAPE(2, 2, 9));
     put("b.h5", "route_index", 2, SHAPE(1, 3), NULL, SHAPE(2, 1, 0));
     assert_diff("1", 1, "route_index  BEYOND           -           -               -"
@@ -226,6 +227,55 @@ static void selections_are_sets(void **state)
     put("b.h5", "selected/x", 1, SHAPE(2), NULL, SHAPE(2, 1));
     assert_diff("0.5", 1, "selected/x  BEYOND           1           -               -    0.000%  "
                           "[0] 1 / 2\n1 datasets compared: 0 within 0.5, 1 beyond\n");
+}
+
+/* Every row differs; the file has them by letter, the table by computation. */
+static void traces_are_ordered_by_computation(void **state)
+{
+    (void)state;
+    static const char *const names[] = {
+        "token_ids", "trace/layers/2/kv", "trace/layers/10/attn_in", "trace/layers/10/q",
+        "trace/layers/10/attn_core", "trace/layers/10/out", "logits", "mtp_token_ids",
+        "trace/mtp/0/in", "trace/mtp/0/attn_in", "mtp_logits", "other", "trace/layers/2/kv2",
+        "trace/layers/x/q", "trace/none/0/q"};
+    const int count = sizeof names / sizeof *names;
+    for (int which = 0; which < 2; which++) {
+        dsv4_h5 *file = create(which == 0 ? "a.h5" : "b.h5");
+        for (int i = 0; i < count; i++)
+            add(file, names[i], 1, SHAPE(1), VALUES(which), NULL);
+        close_file(file);
+    }
+    command_result result = command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5");
+    const char *row = result.out;
+    for (int i = 0; i < count; i++) {
+        row = strchr(row, '\n') + 1;
+        if (strncmp(row, names[i], strlen(names[i])) != 0 || row[strlen(names[i])] != ' ')
+            fail_msg("row %d: expected %s in\n%s", i, names[i], result.out);
+    }
+    command_free(&result);
+    put("a.h5", "trace/layers/0/kv", 1, SHAPE(1), VALUES(1), NULL);
+    put("b.h5", "trace/layers/0/kv", 1, SHAPE(1), VALUES(2), NULL);
+    result = command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5");
+    assert_non_null(strstr(result.out, "order of computation: trace/layers/0/kv\n"));
+    command_free(&result);
+}
+
+static void missing_datasets_are_listed_in_short(void **state)
+{
+    (void)state;
+    dsv4_h5 *file = create("a.h5");
+    add(file, "x", 1, SHAPE(1), VALUES(1), NULL);
+    for (int i = 0; i < 10; i++) {
+        char name[8];
+        snprintf(name, sizeof name, "y%d", i);
+        add(file, name, 1, SHAPE(1), VALUES(1), NULL);
+    }
+    close_file(file);
+    put("b.h5", "x", 1, SHAPE(1), VALUES(1), NULL);
+    command_result result = command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5");
+    assert_non_null(strstr(result.out, "only in a.h5: y7\nonly in a.h5: and 2 more\n"));
+    assert_int_equal(result.code, 0);
+    command_free(&result);
 }
 
 static void put_route(const char *path, const int64_t *index, int64_t rank_of_index,
@@ -344,6 +394,8 @@ int main(void)
         cmocka_unit_test(shapes_have_to_agree),
         cmocka_unit_test(other_datasets_are_listed),
         cmocka_unit_test(selections_are_sets),
+        cmocka_unit_test(traces_are_ordered_by_computation),
+        cmocka_unit_test(missing_datasets_are_listed_in_short),
         cmocka_unit_test(weights_follow_their_experts),
         cmocka_unit_test(unreadable_files_are_refused),
         cmocka_unit_test(usage_is_checked),

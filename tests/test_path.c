@@ -259,6 +259,7 @@ static void infinite_weight(void **state)
     free(copy);
 }
 
+/* covers: numerics.finite.1 */
 /* RELEASED overflows at 2^128. What is not finite is an error at once, and named. */
 static void overflow(void **state)
 {
@@ -277,7 +278,7 @@ static void overflow(void **state)
 
     dsv4_matrix *wo_a = &w.model.layers[1].attn.wo_a, *wo_b = &w.model.layers[1].attn.wo_b;
     void *copies[2] = {poke(wo_a, 0, 0, large), poke(wo_b, 3, 0, large)};
-    forward_of(&w, some_ids, 3, "layer 1: attn_out of row 0 is infinite");
+    forward_of(&w, some_ids, 3, "layer 1: attn_out [0, 3] is infinite");
     free(copies[0]);
     free(copies[1]);
     whole_close(&w);

@@ -224,6 +224,7 @@ static void quarter_turns(void **state)
 }
 
 /* covers: rope.inverse.1 rope.rotate.1 */
+/* covers: rope.angle.2 */
 static void rotations_keep_norms_and_distances(void **state)
 {
     small *s = *state;
