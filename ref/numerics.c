@@ -2,12 +2,30 @@
 #include "ref.h"
 
 #include <math.h>
+#include <string.h>
 
 /* numerics.exact.1: In the exact contract a rounding point returns its value unchanged, and no
  * activation is quantised. */
 static bool exact(const ref_context *c)
 {
     return c->numerics == DSV4_EXACT;
+}
+
+/* floor(log2 |x|) of a normal number, and 2^e: both stand in the bits of binary64. These two are the
+ * most frequent of all; ilogb() and ldexp() give the same. */
+static int binade(double x)
+{
+    uint64_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (int)(bits >> 52 & 2047) - 1023;
+}
+
+static double power_of_two(int e)
+{
+    uint64_t bits = (uint64_t)(e + 1023) << 52;
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
 }
 
 double ref_round_to(double x, int precision, int min_exponent)
@@ -17,8 +35,8 @@ double ref_round_to(double x, int precision, int min_exponent)
     /* numerics.round.1: The nearest value of a format with p bits and smallest exponent q is x /
      * ulp rounded to an integer, ties to even, times ulp, where ulp = 2^(max(floor(log2 |x|), q) -
      * (p - 1)). */
-    int exponent = ilogb(x) > min_exponent ? ilogb(x) : min_exponent;
-    double ulp = ldexp(1, exponent - (precision - 1));
+    int exponent = binade(x) > min_exponent ? binade(x) : min_exponent;
+    double ulp = power_of_two(exponent - (precision - 1));
     return rint(x / ulp) * ulp;
 }
 

@@ -16,18 +16,15 @@ double ref_decode_e2m1(int code)
 
 double ref_decode_e4m3(int code)
 {
-    int exponent = code >> 3 & 15, mantissa = code & 7;
-    double magnitude;
+    static const double sign[2] = {1, -1};
+    int e = code >> 3 & 15, m = code & 7;
     /* quant.e4m3.1: An E4M3 code has a sign in bit 7, exponent e in bits 6..3, mantissa m in bits
      * 2..0. It is NaN where e = 15 and m = 7; otherwise m 2^-9 where e = 0, and (8 + m) 2^(e - 10)
      * elsewhere. It has no infinity. */
-    if (exponent == 15 && mantissa == 7)
+    if (e == 15 && m == 7)
         return NAN;
-    else if (exponent == 0)
-        magnitude = mantissa * 0x1p-9;
-    else
-        magnitude = ((8 + mantissa) << exponent) * 0x1p-10;
-    return code & 128 ? -magnitude : magnitude;
+    double magnitude = e == 0 ? m * 0x1p-9 : ((8 + m) << e) * 0x1p-10;
+    return sign[code >> 7] * magnitude;
 }
 
 double ref_decode_e8m0(int code)
@@ -120,11 +117,11 @@ static void decode_row(const dsv4_matrix *w, int64_t row, double *values)
         const unsigned char *bytes = data + first / 2;
         const uint8_t *scales = w->scale + row * (w->cols / 32);
         double scale = 0;
-        for (int64_t i = 0; i < w->cols; i++) {
+        for (int64_t i = 0; i < w->cols; i += 2) {
             if (i % 32 == 0)
                 scale = ref_decode_e8m0(scales[i / 32]);
-            int code = i % 2 == 0 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4;
-            values[i] = ref_decode_e2m1(code) * scale;
+            values[i] = ref_decode_e2m1(bytes[i / 2] & 15) * scale;
+            values[i + 1] = ref_decode_e2m1(bytes[i / 2] >> 4) * scale;
         }
     }
     }
