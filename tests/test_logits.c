@@ -98,14 +98,25 @@ static void close_odd_run(dsv4_run *run)
     free(run);
 }
 
+/* As if somebody pressed Ctrl-C while it computes. */
+static int be_interrupted(dsv4_run *run, const int64_t *ids, int64_t n, double *logits,
+                          dsv4_error *err)
+{
+    (void)run, (void)ids, (void)n, (void)logits;
+    if (access("no.h5.part", F_OK) == 0)
+        raise(SIGTERM);
+    return dsv4_fail(err, "there is nothing to interrupt");
+}
+
 static const dsv4_path closed_path = {"closed", open_no_run, NULL, NULL, NULL};
 static const dsv4_path odd_path = {"odd", open_odd_run, show_odd_tensor, fail_mtp, close_odd_run};
+static const dsv4_path slow_path = {"slow", open_odd_run, be_interrupted, fail_mtp, close_odd_run};
 
 /* The command finds its paths by these two, which stand in for those of host/path.c. */
 const dsv4_path *dsv4_path_find(const char *name)
 {
-    const dsv4_path *const paths[] = {&dsv4_path_ref, &closed_path, &odd_path};
-    for (int i = 0; i < 3; i++)
+    const dsv4_path *const paths[] = {&dsv4_path_ref, &closed_path, &odd_path, &slow_path};
+    for (int i = 0; i < 4; i++)
         if (strcmp(paths[i]->name, name) == 0)
             return paths[i];
     return NULL;
@@ -504,6 +515,18 @@ static void bad_ids_are_refused(void **state)
                    "few.h5", "-o", "few.h5");
 }
 
+static void interrupted_runs_leave_nothing(void **state)
+{
+    (void)state;
+    command_result result = command_call(dsv4_logits_main, "dsv4 logits", "model", "--tokens", "1 2",
+                                         "--path", "slow", "-o", "no.h5");
+    assert_int_equal(result.code, -SIGTERM);
+    assert_string_equal(result.err, "");
+    assert_int_not_equal(access("no.h5", F_OK), 0);
+    assert_int_not_equal(access("no.h5.part", F_OK), 0);
+    command_free(&result);
+}
+
 /* A main() that may write only small files. */
 static int small_disk(int argc, char **argv)
 {
@@ -659,6 +682,7 @@ int main(void)
         cmocka_unit_test(chunks_make_no_difference),
         cmocka_unit_test(sources_of_ids_are_equal),
         cmocka_unit_test(likely_tokens_are_printed),
+        cmocka_unit_test(interrupted_runs_leave_nothing),
         cmocka_unit_test(bad_ids_are_refused),
         cmocka_unit_test(unwritable_output_is_refused),
         cmocka_unit_test(failed_runs_leave_the_old_file),
