@@ -99,10 +99,10 @@ static void close_odd_run(dsv4_run *run)
 }
 
 /* As if somebody pressed Ctrl-C while it computes. */
-static int be_interrupted(dsv4_run *run, const int64_t *ids, int64_t n, double *logits,
+static int be_interrupted(dsv4_run *run, const int64_t *token_ids, int64_t n, double *logits,
                           dsv4_error *err)
 {
-    (void)run, (void)ids, (void)n, (void)logits;
+    (void)run, (void)token_ids, (void)n, (void)logits;
     if (access("no.h5.part", F_OK) == 0)
         raise(SIGTERM);
     return dsv4_fail(err, "there is nothing to interrupt");
