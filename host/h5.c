@@ -87,6 +87,12 @@ dsv4_h5 *dsv4_h5_create(const char *path, dsv4_error *err)
         free_file(file);
         return NULL;
     }
+    if (access(file->part, F_OK) == 0) {
+        dsv4_fail(err, "%s: exists: another run is writing it, or one was killed and it can go",
+                  file->part);
+        free_file(file);
+        return NULL;
+    }
     hid_t creation = H5Pcreate(H5P_FILE_CREATE);
     set_plain_group(creation);
     hid_t access = H5Pcreate(H5P_FILE_ACCESS);

@@ -127,27 +127,19 @@ static void decode_row(const dsv4_matrix *w, int64_t row, double *values)
     }
 }
 
-/* Says which value is at fault: that of the weight, or the scale of its block. */
+/* Says which value is at fault: the scale of the block, or the weight itself. */
 static void bad_weight(const ref_context *c, const dsv4_matrix *w, int64_t row, int64_t col,
                        double value)
 {
-    int64_t r = row, k = col;
-    const char *name = w->name, *kind = "";
-    if (w->scale != NULL) {
-        bool fp8 = w->dtype == DSV4_F8_E4M3;
-        int64_t width = fp8 ? (w->cols + 127) / 128 : w->cols / 32;
-        r = fp8 ? row / 128 : row;
-        k = fp8 ? col / 128 : col / 32;
-        if (w->scale[r * width + k] == 255) {
-            kind = ".scale";
-        } else {
-            r = row;
-            k = col;
-        }
-    }
-    int stem = (int)strlen(name) - (kind[0] != '\0' ? (int)strlen(".weight") : 0);
-    dsv4_fail(c->error, "%s: %.*s%s: value [%lld, %lld] is %s, expected a finite number", w->file,
-              stem, name, kind, (long long)r, (long long)k, isnan(value) ? "NaN" : "infinite");
+    int64_t high = w->dtype == DSV4_F8_E4M3 ? 128 : 1, wide = w->dtype == DSV4_F8_E4M3 ? 128 : 32;
+    int64_t block = row / high * ((w->cols + wide - 1) / wide) + col / wide;
+    if (w->scale != NULL && w->scale[block] == 255)
+        dsv4_fail(c->error, "%s: %.*s.scale: value [%lld, %lld] is NaN, expected a finite number",
+                  w->file, (int)strlen(w->name) - (int)strlen(".weight"), w->name,
+                  (long long)(row / high), (long long)(col / wide));
+    else
+        dsv4_fail(c->error, "%s: %s: value [%lld, %lld] is %s, expected a finite number", w->file,
+                  w->name, (long long)row, (long long)col, isnan(value) ? "NaN" : "infinite");
 }
 
 void ref_matrix_row(const ref_context *c, const dsv4_matrix *w, int64_t row, double *values)

@@ -202,6 +202,24 @@ void against_open(against *a, const char *path, const dsv4_config *config, bool 
     a->tap = (dsv4_tap){at, a};
 }
 
+char *against_unseen(against *a)
+{
+    dsv4_error err = {{0}};
+    int64_t count;
+    char **names = dsv4_h5_names(a->file, &count, &err), *unseen = NULL;
+    must(names == NULL ? -1 : 0, &err);
+    for (int64_t i = 0; i < count && unseen == NULL; i++) {
+        bool seen = strncmp(names[i], "trace/", strlen("trace/")) != 0;
+        for (int64_t j = 0; j < a->count && !seen; j++)
+            seen = strcmp(a->tensors[j].name, names[i]) == 0 &&
+                   (a->tensors[j].seen > 0 || a->tensors[j].rows > 0);
+        if (!seen)
+            unseen = strdup(names[i]);
+    }
+    dsv4_h5_names_free(names, count);
+    return unseen;
+}
+
 void against_close(against *a)
 {
     dsv4_error err = {{0}};

@@ -35,6 +35,10 @@ void against_close(against *a);
 against_tensor *against_rows(against *a, const char *name, int64_t row, int64_t rows, int64_t width,
                              const double *got);
 
+/* The first dataset of the file's trace that the pass has not shown; NULL where it has shown all. To be
+ * freed. */
+char *against_unseen(against *a);
+
 /* The spacing of bf16 numbers around x. */
 double bf16_step(double x);
 

@@ -252,3 +252,13 @@ void stored_free(stored_tensors *list)
     free(list->at);
     *list = (stored_tensors){0};
 }
+
+char *files_oracle(const char *name)
+{
+    const char *directory = getenv("DSV4_ORACLE");
+    char *path = files_path(directory != NULL ? directory : "tests/oracle", name);
+    if (access(path, R_OK) == 0)
+        return path;
+    free(path);
+    return NULL;
+}

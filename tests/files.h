@@ -71,4 +71,8 @@ void stored_write(const stored_tensors *list, const char *directory, const char 
 void stored_write_shards(const stored_tensors *list, const char *directory, size_t shards);
 void stored_free(stored_tensors *list);
 
+/* The path of a checkpoint of the oracle (DSV4_ORACLE, or the part of it in the repository); NULL where
+ * it is not there. */
+char *files_oracle(const char *name);
+
 #endif

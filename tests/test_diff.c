@@ -234,8 +234,12 @@ static void traces_are_ordered_by_computation(void **state)
 {
     (void)state;
     static const char *const names[] = {
-        "token_ids", "trace/layers/2/kv", "trace/layers/10/attn_in", "trace/layers/10/q",
-        "trace/layers/10/attn_core", "trace/layers/10/out", "logits", "mtp_token_ids",
+        "token_ids", "trace/layers/2/attn_in", "trace/layers/2/q", "trace/layers/2/kv",
+        "trace/layers/2/compressed", "trace/layers/2/index_q", "trace/layers/2/index_k",
+        "trace/layers/2/index_score", "trace/layers/2/selected", "trace/layers/2/attn_core",
+        "trace/layers/2/attn_out", "trace/layers/2/mid", "trace/layers/2/ffn_in",
+        "trace/layers/2/route_index", "trace/layers/2/route_weight", "trace/layers/2/ffn_out",
+        "trace/layers/2/out", "trace/layers/10/q", "logits", "mtp_token_ids",
         "trace/mtp/0/in", "trace/mtp/0/attn_in", "mtp_logits", "other", "trace/layers/2/kv2",
         "trace/layers/x/q", "trace/none/0/q"};
     const int count = sizeof names / sizeof *names;
@@ -253,8 +257,13 @@ static void traces_are_ordered_by_computation(void **state)
             fail_msg("row %d: expected %s in\n%s", i, names[i], result.out);
     }
     command_free(&result);
-    put("a.h5", "trace/layers/0/kv", 1, SHAPE(1), VALUES(1), NULL);
-    put("b.h5", "trace/layers/0/kv", 1, SHAPE(1), VALUES(2), NULL);
+    for (int which = 0; which < 2; which++) { /* kv and what follows it differ, q does not */
+        dsv4_h5 *file = create(which == 0 ? "a.h5" : "b.h5");
+        add(file, "trace/layers/0/attn_core", 1, SHAPE(1), VALUES(which), NULL);
+        add(file, "trace/layers/0/kv", 1, SHAPE(1), VALUES(which), NULL);
+        add(file, "trace/layers/0/q", 1, SHAPE(1), VALUES(1), NULL);
+        close_file(file);
+    }
     result = command_call(dsv4_diff_main, "dsv4 diff", "a.h5", "b.h5");
     assert_non_null(strstr(result.out, "order of computation: trace/layers/0/kv\n"));
     command_free(&result);

@@ -502,13 +502,16 @@ static void bad_ids_are_refused(void **state)
     assert_refuses("--tokens: 301 token ids: the model has max_position_embeddings 300", "model",
                    "--tokens", many, "-o", "no.h5");
     /* Refused before they are read: a small file can declare more than there is memory. */
-    dsv4_error err = {""};
-    dsv4_h5 *file = dsv4_h5_create("huge.h5", &err);
-    assert_int_equal(dsv4_h5_define(file, "token_ids", DSV4_H5_I32, 1, (int64_t[]){301}, 1, &err), 0);
-    assert_int_equal(dsv4_h5_close(file, &err), 0);
-    assert_refuses("huge.h5: 301 token ids: the model has max_position_embeddings 300", "model",
+    hid_t declared = H5Fcreate("huge.h5", H5F_ACC_TRUNC, H5P_DEFAULT, H5P_DEFAULT);
+    hid_t space = H5Screate_simple(1, (hsize_t[]){(hsize_t)1 << 40}, NULL);
+    H5Dclose(H5Dcreate2(declared, "token_ids", H5T_STD_I32LE, space, H5P_DEFAULT, H5P_DEFAULT,
+                        H5P_DEFAULT));
+    H5Sclose(space);
+    H5Fclose(declared);
+    assert_refuses("huge.h5: 1099511627776 token ids: the model has max_position_embeddings 300", "model",
                    "--ids-h5", "huge.h5", "-o", "no.h5");
-    file = dsv4_h5_create("few.h5", &err);
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create("few.h5", &err);
     assert_int_equal(dsv4_h5_define(file, "token_ids", DSV4_H5_I32, 1, (int64_t[]){3}, 1, &err), 0);
     assert_int_equal(dsv4_h5_close(file, &err), 0);
     assert_refuses("few.h5: is the file of the token ids: not overwritten", "model", "--ids-h5",
