@@ -275,7 +275,7 @@ static void missing_datasets_are_listed_in_short(void **state)
     dsv4_h5 *file = create("a.h5");
     add(file, "x", 1, SHAPE(1), VALUES(1), NULL);
     for (int i = 0; i < 10; i++) {
-        char name[8];
+        char name[16];
         snprintf(name, sizeof name, "y%d", i);
         add(file, name, 1, SHAPE(1), VALUES(1), NULL);
     }
