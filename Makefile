@@ -13,11 +13,12 @@ VERSION := 0.1.0
 # No fast-math, and no fused multiply-add that the writer did not ask for: spec/numerics.md.
 FLAGS := -std=c11 -D_GNU_SOURCE -DDSV4_VERSION='"$(VERSION)"' -I. -ffp-contract=off -fno-fast-math \
          -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
-         $(shell pkg-config --cflags hdf5 jansson gsl 2>/dev/null)
-LIBS  := $(shell pkg-config --libs hdf5 jansson gsl 2>/dev/null) -lm
+         $(shell pkg-config --cflags hdf5 jansson gsl libcrypto 2>/dev/null)
+LIBS  := $(shell pkg-config --libs hdf5 jansson gsl libcrypto 2>/dev/null) -ldl -lm
 
 MAIN  := host/dsv4.c
-LIB   := $(filter-out $(MAIN),$(wildcard host/*.c)) $(wildcard ref/*.c)
+LIB   := $(filter-out $(MAIN),$(wildcard host/*.c)) $(wildcard ref/*.c vectors/museum/*.c)
+GEN   := $(wildcard vectors/gen/*.c)
 AIDS  := $(filter-out tests/test_%.c tests/tool_%.c,$(wildcard tests/*.c))
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
 TOOLS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/tool_*.c))
@@ -77,6 +78,9 @@ spec-sync: ## rewrite the rule comments in the code with the text of spec/
 status: ## rewrite the status table of README.md from the last test run
 	$(Q)ci/status.sh $(BUILD)
 
+vectors: $(BUILD)/generate-vectors ## rebuild vectors/v1; the same bytes on Debian 12, x86-64
+	$(Q)ci/vectors.sh $(BUILD)
+
 transformers-check: build ## compare with the transformers package (needs Python; installs into build/venv)
 	$(Q)ORACLE=$(abspath $(ORACLE)) ci/transformers-check.sh $(BUILD)
 
@@ -96,6 +100,10 @@ $(BUILD)/dsv4: $(call obj,$(MAIN)) $(BUILD)/libdsv4.a
 	$(say) LD $@
 	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
 
+$(BUILD)/generate-vectors: $(call obj,$(GEN) tests/make_checkpoint.c) $(BUILD)/libdsv4.a
+	$(say) LD $@
+	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
 	@mkdir -p $(@D)
 	$(say) LD $@
@@ -104,4 +112,4 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
 .PHONY: help demo check setup build tests tools test asan coverage spec-check spec-sync status \
-        transformers-check clean
+        vectors transformers-check clean

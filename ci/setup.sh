@@ -1,12 +1,13 @@
 #!/bin/sh
 # Installs what the build and the tests need, on Debian 12; does nothing where it is there already.
 set -u
-packages="gcc libc6-dev make pkg-config libgsl-dev libhdf5-dev libjansson-dev libcmocka-dev gcovr"
+packages="gcc libc6-dev make pkg-config libgsl-dev libhdf5-dev libjansson-dev libssl-dev libcmocka-dev
+          gcovr"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
-    pkg-config --exists gsl hdf5 jansson cmocka 2>/dev/null && exit 0
+    pkg-config --exists gsl hdf5 jansson libcrypto cmocka 2>/dev/null && exit 0
     echo "setup: this is not Debian; please install: a C11 compiler, make, pkg-config, GSL, HDF5," \
-         "jansson, cmocka and gcovr, with their development files" >&2
+         "jansson, OpenSSL's libcrypto, cmocka and gcovr, with their development files" >&2
     exit 2
 fi
 missing=

@@ -11,6 +11,7 @@
 
 #include "h5.h"
 #include "trace.h"
+#include "verdict.h"
 
 /* How two datasets of one name differ. */
 typedef struct {
@@ -18,6 +19,7 @@ typedef struct {
     double max_absolute, max_relative, cosine;
     int64_t count, same;
     int64_t first; /* flat index of the first values that are not identical, -1 for none */
+    int64_t rows_beyond, first_row; /* rows beyond the tolerance, and the first of them, or -1 */
     const char *note; /* how they were compared, where not value by value */
     char first_a[32], first_b[32];
 } difference;
@@ -56,6 +58,12 @@ static void note_first(difference *d, int64_t i, const dsv4_h5_data *a, int64_t 
     print_value(d->first_b, b, bi);
 }
 
+static void note_row(difference *d, int64_t row)
+{
+    d->rows_beyond++;
+    d->first_row = d->first_row < 0 ? row : d->first_row;
+}
+
 static double distance(double a, double b)
 {
     if (a == b || (isnan(a) && isnan(b)))
@@ -91,12 +99,32 @@ static double cosine(const dsv4_h5_data *a, const dsv4_h5_data *b, double a_larg
     return aa > 0 && bb > 0 ? ab / sqrt(aa) / sqrt(bb) : 0;
 }
 
-static void compare_values(difference *d, const dsv4_h5_data *a, const dsv4_h5_data *b)
+static bool same_value(const dsv4_h5_data *a, const dsv4_h5_data *b, int64_t i)
+{
+    return a->integer && b->integer ? a->indices[i] == b->indices[i]
+                                    : distance(value(a, i), value(b, i)) == 0;
+}
+
+/* The rows of the first `count` values that have one beyond the tolerance. */
+static void find_rows(difference *d, const dsv4_h5_data *a, const dsv4_h5_data *b, int64_t count,
+                      double a_largest, double tolerance)
+{
+    int64_t rows = a->rank > 0 ? a->shape[0] : 1, length = rows > 0 ? a->count / rows : 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (same_value(a, b, i))
+            continue;
+        if (d->integer || distance(value(a, i), value(b, i)) / a_largest > tolerance) {
+            note_row(d, i / length);
+            i = (i / length + 1) * length - 1; /* one is enough */
+        }
+    }
+}
+
+static void compare_values(difference *d, const dsv4_h5_data *a, const dsv4_h5_data *b,
+                           int64_t bound_values, double tolerance)
 {
     for (int64_t i = 0; i < a->count; i++) {
-        bool same = a->integer && b->integer ? a->indices[i] == b->indices[i]
-                                             : distance(value(a, i), value(b, i)) == 0;
-        if (same) {
+        if (same_value(a, b, i)) {
             d->same++;
             continue;
         }
@@ -107,6 +135,7 @@ static void compare_values(difference *d, const dsv4_h5_data *a, const dsv4_h5_d
     if (d->max_absolute > 0)
         d->max_relative = d->max_absolute / a_largest;
     d->cosine = cosine(a, b, a_largest);
+    find_rows(d, a, b, bound_values, a_largest, tolerance);
 }
 
 static int compare_indices(const void *a, const void *b)
@@ -115,8 +144,9 @@ static int compare_indices(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Sorted rows side by side; what only one of them has comes with the first member that differs. */
-static void compare_row_sets(difference *d, const dsv4_h5_data *a, const dsv4_h5_data *b,
+/* Sorted rows side by side; what only one of them has comes with the first member that differs.
+ * False where there is one. */
+static bool compare_row_sets(difference *d, const dsv4_h5_data *a, const dsv4_h5_data *b,
                              int64_t start, int64_t length)
 {
     const int64_t *x = a->indices + start, *y = b->indices + start;
@@ -136,15 +166,17 @@ static void compare_row_sets(difference *d, const dsv4_h5_data *a, const dsv4_h5
     }
     if (only_a >= 0) /* the rows are equally long, so each has a member that the other lacks */
         note_first(d, start + only_a, a, start + only_a, b, start + only_b);
+    return only_a < 0;
 }
 
-static void compare_sets(difference *d, dsv4_h5_data *a, dsv4_h5_data *b)
+static void compare_sets(difference *d, dsv4_h5_data *a, dsv4_h5_data *b, int64_t bound_values)
 {
     int64_t length = row_length(a);
     for (int64_t start = 0; start < a->count; start += length) {
         qsort(a->indices + start, (size_t)length, sizeof *a->indices, compare_indices);
         qsort(b->indices + start, (size_t)length, sizeof *b->indices, compare_indices);
-        compare_row_sets(d, a, b, start, length);
+        if (!compare_row_sets(d, a, b, start, length) && start < bound_values)
+            note_row(d, start / length);
     }
 }
 
@@ -208,19 +240,31 @@ static bool sort_by_route(dsv4_h5 *const file[2], const char *name, dsv4_h5_data
     return usable;
 }
 
-static void compare(difference *d, dsv4_h5 *const file[2], const char *name, dsv4_h5_data data[2])
+/* How many values are bound to agree: the last row of MTP is free. */
+static int64_t count_bound(const char *name, const dsv4_h5_data *data)
+{
+    dsv4_trace_stage stage = dsv4_trace_place_of(name).stage;
+    bool mtp = stage == DSV4_TRACE_MTP || stage == DSV4_TRACE_MTP_LOGITS;
+    if (!mtp || data->rank == 0 || data->shape[0] == 0)
+        return data->count;
+    return data->count - data->count / data->shape[0];
+}
+
+static void compare(difference *d, dsv4_h5 *const file[2], const char *name, dsv4_h5_data data[2],
+                    double tolerance)
 {
     const char *last = last_component(name);
+    const int64_t bound = count_bound(name, &data[0]);
     *d = (difference){.integer = data[0].integer && data[1].integer, .count = data[0].count,
-                      .first = -1, .cosine = 1};
+                      .first = -1, .first_row = -1, .cosine = 1};
     if (d->integer && (!strcmp(last, "selected") || !strcmp(last, "route_index"))) {
         d->note = "rows as sets";
-        compare_sets(d, &data[0], &data[1]);
+        compare_sets(d, &data[0], &data[1], bound);
         return;
     }
     if (!strcmp(last, "route_weight") && sort_by_route(file, name, data))
         d->note = "rows in the order of route_index";
-    compare_values(d, &data[0], &data[1]);
+    compare_values(d, &data[0], &data[1], bound, tolerance);
 }
 
 /* "[5,2,17]" */
@@ -288,8 +332,9 @@ typedef struct {
 
 /* One row of the table. */
 static int diff_dataset(dsv4_h5 *const file[2], const char *name, int width, double tolerance,
-                        tally *sum, dsv4_error *err)
+                        tally *sum, dsv4_compared *compared, dsv4_error *err)
 {
+    *compared = (dsv4_compared){.name = name, .misshaped = true};
     dsv4_h5_data data[2];
     if (dsv4_h5_read(file[0], name, &data[0], err) != 0)
         return -1;
@@ -308,9 +353,13 @@ static int diff_dataset(dsv4_h5 *const file[2], const char *name, int width, dou
         sum->first = sum->first != NULL ? sum->first : name;
     } else {
         difference d;
-        compare(&d, file, name, data);
+        compare(&d, file, name, data, tolerance);
         bool within = d.integer ? d.same == d.count : d.max_relative <= tolerance;
         print_row(name, width, &d, &data[0], within);
+        *compared = (dsv4_compared){.name = name, .within = within,
+                                    .max_relative = d.max_relative, .beyond = d.rows_beyond,
+                                    .first = d.first_row,
+                                    .rows = data[0].rank > 0 ? data[0].shape[0] : 1};
         sum->within += within;
         sum->beyond += !within;
         sum->first = sum->first != NULL || within ? sum->first : name;
@@ -361,6 +410,37 @@ static int compare_places(const void *a, const void *b)
     return dsv4_trace_compare(*(char *const *)a, *(char *const *)b);
 }
 
+static void print_summary(const name_list names[2], const diff_arguments *arguments,
+                          const tally *sum)
+{
+    print_only(&names[0], &names[1], arguments->path[0]);
+    print_only(&names[1], &names[0], arguments->path[1]);
+    printf("%" PRId64 " datasets compared: %" PRId64 " within %g, %" PRId64 " beyond",
+           sum->within + sum->beyond + sum->misshaped, sum->within, arguments->tolerance,
+           sum->beyond);
+    if (sum->misshaped > 0)
+        printf(", %" PRId64 " of different shapes", sum->misshaped);
+    putchar('\n');
+    if (sum->first != NULL && strncmp(sum->first, "trace/", strlen("trace/")) == 0) {
+        printf("first to differ, in the order of computation: ");
+        print_name(sum->first, 0);
+        putchar('\n');
+    }
+}
+
+/* The highest layer that a dataset of either file belongs to; -1 for none. */
+static long last_layer(const name_list names[2])
+{
+    long last = -1;
+    for (int f = 0; f < 2; f++)
+        for (int64_t i = 0; i < names[f].count; i++) {
+            dsv4_trace_place place = dsv4_trace_place_of(names[f].name[i]);
+            if (place.stage == DSV4_TRACE_LAYERS && place.layer > last)
+                last = place.layer;
+        }
+    return last;
+}
+
 static int diff_names(dsv4_h5 *const file[2], const name_list names[2],
                       const diff_arguments *arguments, dsv4_error *err)
 {
@@ -376,28 +456,21 @@ static int diff_names(dsv4_h5 *const file[2], const name_list names[2],
     qsort(common, (size_t)count, sizeof *common, compare_places);
 
     tally sum = {0};
+    dsv4_compared *compared = dsv4_alloc((size_t)count, sizeof *compared);
     int result = count > 0 ? 0 : dsv4_fail(err, "%s and %s have no dataset in common",
                                            arguments->path[0], arguments->path[1]);
     if (result == 0)
         print_header(width);
     for (int64_t i = 0; i < count && result == 0; i++)
-        result = diff_dataset(file, common[i], width, arguments->tolerance, &sum, err);
+        result = diff_dataset(file, common[i], width, arguments->tolerance, &sum, &compared[i],
+                              err);
+    if (result == 0)
+        print_summary(names, arguments, &sum);
+    if (result == 0)
+        dsv4_verdict_print(file, compared, count, last_layer(names));
     free(common);
-    if (result != 0)
-        return -1;
-    print_only(&names[0], &names[1], arguments->path[0]);
-    print_only(&names[1], &names[0], arguments->path[1]);
-    printf("%" PRId64 " datasets compared: %" PRId64 " within %g, %" PRId64 " beyond",
-           sum.within + sum.beyond + sum.misshaped, sum.within, arguments->tolerance, sum.beyond);
-    if (sum.misshaped > 0)
-        printf(", %" PRId64 " of different shapes", sum.misshaped);
-    putchar('\n');
-    if (sum.first != NULL && strncmp(sum.first, "trace/", strlen("trace/")) == 0) {
-        printf("first to differ, in the order of computation: ");
-        print_name(sum.first, 0);
-        putchar('\n');
-    }
-    return sum.beyond + sum.misshaped > 0;
+    free(compared);
+    return result != 0 ? -1 : sum.beyond + sum.misshaped > 0;
 }
 
 static int diff_files(const diff_arguments *arguments, dsv4_error *err)
@@ -471,6 +544,13 @@ static const char documentation[] =
     "difference shows a member that only A has and one that only B has), and a `route_weight` is "
     "compared with its rows in the order of the `route_index` beside it. Datasets that only one "
     "file has are listed and do not count.\n"
+    "\n"
+    "Of traces, whole or in part and of any engine, the last lines say what parted first: "
+    "arithmetic (a tensor beyond the tolerance) or a discrete choice (a routing or a selection "
+    "that differs although all before it is within); where; and how close a selection was by the "
+    "scores of both files: a tie, a near-tie or a wrong rule. Where the files lack what decides, "
+    "they say so. The last row of MTP, which is free, parts nothing. With `dsv4 logits --replay` "
+    "one engine's choices are given to the reference, and the arithmetic can be compared alone.\n"
     "\n"
     "Exit code: 0 all within the tolerance; 1 an error beyond it or different shapes; 2 a file "
     "could not be read, or nothing is common.";

@@ -15,6 +15,8 @@
 #include "h5.h"
 #include "ids.h"
 #include "path.h"
+#include "replay.h"
+#include "trace.h"
 
 enum { DEFAULT_CHUNK = 256, TOP = 5 };
 
@@ -25,6 +27,7 @@ typedef struct {
     dsv4_numerics numerics;
     int64_t chunk;
     bool mtp, trace;
+    const char *replay; /* NULL, or the trace whose choices are taken */
     const char *output; /* NULL: print the most likely next tokens */
 } logits_arguments;
 
@@ -35,8 +38,9 @@ typedef struct {
     dsv4_ids ids;
     int64_t *next_ids; /* the ids shifted by one: what MTP is given */
     dsv4_h5 *file;
+    dsv4_replay *replay; /* NULL: the run chooses for itself */
     dsv4_tap tap;
-    dsv4_error tap_error; /* what went wrong while writing the trace */
+    dsv4_error tap_error; /* what went wrong while replaying or writing the trace */
     dsv4_run *run;
     double *logits, *mtp_logits; /* [chunk, vocab_size] */
 } session;
@@ -61,23 +65,23 @@ static int check_ids(const session *s, dsv4_error *err)
     return 0;
 }
 
-/* "trace/layers/3/q", "trace/mtp/0/q" */
-static void trace_name(char name[64], const dsv4_config *config, int64_t layer, const char *tensor)
+static void write_point(session *s, const dsv4_point *point)
 {
-    bool mtp = layer >= config->num_hidden_layers;
-    snprintf(name, 64, "trace/%s/%" PRId64 "/%s", mtp ? "mtp" : "layers",
-             mtp ? layer - config->num_hidden_layers : layer, tensor);
+    char name[DSV4_TRACE_NAME];
+    dsv4_trace_name(name, &s->model.config, point->layer, point->name);
+    int64_t width = point->dim[0] * (point->rank == 2 ? point->dim[1] : 1);
+    dsv4_h5_write(s->file, name, point->row, point->rows, width, point->values, point->indices,
+                  &s->tap_error);
 }
 
-static void write_point(void *context, const dsv4_point *point)
+/* The trace gets what is replayed, as the run does. */
+static void at_point(void *context, const dsv4_point *point)
 {
     session *s = context;
-    char name[64];
-    trace_name(name, &s->model.config, point->layer, point->name);
-    int64_t width = point->dim[0] * (point->rank == 2 ? point->dim[1] : 1);
-    if (s->tap_error.text[0] == '\0')
-        dsv4_h5_write(s->file, name, point->row, point->rows, width, point->values, point->indices,
-                      &s->tap_error);
+    if (s->replay != NULL && s->tap_error.text[0] == '\0')
+        dsv4_replay_at(s->replay, point, &s->tap_error);
+    if (s->arguments->trace && s->tap_error.text[0] == '\0')
+        write_point(s, point);
 }
 
 static dsv4_h5_type value_type(const session *s)
@@ -131,8 +135,8 @@ static int define_trace(const session *s, int64_t layer, dsv4_error *err)
         {"out", true, value, 3, {S, n, D}, 0},
     };
     for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
-        char name[64];
-        trace_name(name, c, layer, sets[i].name);
+        char name[DSV4_TRACE_NAME];
+        dsv4_trace_name(name, c, layer, sets[i].name);
         if (sets[i].wanted && dsv4_h5_define(s->file, name, sets[i].type, sets[i].rank,
                                              sets[i].shape, sets[i].fill, err) != 0)
             return -1;
@@ -186,6 +190,8 @@ static int create_output(session *s, dsv4_error *err)
     if (s->arguments->ids_h5 != NULL && same_file(s->arguments->ids_h5, s->arguments->output))
         return dsv4_fail(err, "%s: is the file of the token ids: not overwritten",
                          s->arguments->output);
+    if (s->arguments->replay != NULL && same_file(s->arguments->replay, s->arguments->output))
+        return dsv4_fail(err, "%s: is the file to replay: not overwritten", s->arguments->output);
     s->file = dsv4_h5_create(s->arguments->output, err);
     if (s->file == NULL)
         return -1;
@@ -233,11 +239,17 @@ static int prepare(session *s, dsv4_error *err)
     s->next_ids = dsv4_alloc((size_t)s->ids.count, sizeof *s->next_ids);
     for (int64_t t = 0; t < s->ids.count; t++)
         s->next_ids[t] = s->ids.id[(t + 1) % s->ids.count];
+    if (arguments->replay != NULL) {
+        s->replay = dsv4_replay_open(arguments->replay, &s->model.config, &s->ids, arguments->mtp,
+                                     err);
+        if (s->replay == NULL)
+            return -1;
+    }
     if (arguments->output != NULL && create_output(s, err) != 0)
         return -1;
-    s->tap = (dsv4_tap){write_point, s};
+    s->tap = (dsv4_tap){at_point, s};
     s->run = arguments->path->open(&s->model, arguments->numerics, s->ids.count,
-                                   arguments->trace ? &s->tap : NULL, err);
+                                   arguments->trace || s->replay != NULL ? &s->tap : NULL, err);
     if (s->run == NULL)
         return -1;
     s->logits = new_rows(s);
@@ -305,7 +317,7 @@ static int compute(session *s, dsv4_error *err)
         if (deliver(s, first, n, err) != 0)
             return -1;
     }
-    return 0;
+    return s->replay != NULL ? dsv4_replay_check(s->replay, err) : 0;
 }
 
 static int finish(session *s, int result, dsv4_error *err)
@@ -318,13 +330,20 @@ static int finish(session *s, int result, dsv4_error *err)
     free(s->logits);
     free(s->mtp_logits);
     if (result == 0 && s->file != NULL)
-        return dsv4_h5_close(s->file, err);
-    dsv4_h5_abandon(s->file);
+        result = dsv4_h5_close(s->file, err);
+    else
+        dsv4_h5_abandon(s->file);
+    if (result == 0 && s->replay != NULL) {
+        fprintf(stderr, "dsv4 logits: ");
+        dsv4_replay_report(s->replay, stderr);
+    }
+    dsv4_replay_free(s->replay);
     return result;
 }
 
 enum {
-    KEY_TOKENS = 256, KEY_IDS, KEY_IDS_H5, KEY_PATH, KEY_NUMERICS, KEY_CHUNK, KEY_MTP, KEY_TRACE
+    KEY_TOKENS = 256, KEY_IDS, KEY_IDS_H5, KEY_PATH, KEY_NUMERICS, KEY_CHUNK, KEY_MTP, KEY_TRACE,
+    KEY_REPLAY
 };
 
 static const struct argp_option options[] = {
@@ -341,6 +360,8 @@ static const struct argp_option options[] = {
     {"chunk", KEY_CHUNK, "N", 0, "Tokens per forward call, default 256. Changes the memory in use, "
      "and no result", 2},
     {"mtp", KEY_MTP, NULL, 0, "Run the MTP layer as well, which predicts one token further", 2},
+    {"replay", KEY_REPLAY, "TRACE.h5", 0, "Take the routings (route_index) and CSA selections "
+     "(selected) of this trace instead of choosing; see below", 2},
     {NULL, 0, NULL, 0, "Where to put it:", 3},
     {"output", 'o', "OUT.h5", 0, "Write all logits to this HDF5 file", 3},
     {"trace", KEY_TRACE, NULL, 0, "Write the intermediate tensors of every layer to it too", 3},
@@ -358,6 +379,13 @@ static const char documentation[] =
     "`mtp_logits`, with --trace `trace/layers/L/NAME` and `trace/mtp/0/NAME`. Numbers are float64 "
     "in exact numerics and float32 in released ones. The file appears when it is complete. "
     "Compare two with `dsv4 diff`.\n"
+    "\n"
+    "--replay is for two engines that chose differently between near-equals: with one's choices "
+    "the arithmetic of both can be compared alone. The trace may come from any engine, whole or "
+    "in part: a layer that it lacks chooses for itself; an HCA layer, which takes all that is "
+    "visible, has no choice. The weights of the experts are computed here: a `route_weight` in "
+    "the trace is not used, nor is the last row of MTP. Everything is checked before the run, and "
+    "a line on standard error says how often the run would have chosen otherwise.\n"
     "\n"
     "Example: dsv4 logits model/ --tokens \"0 17 99\" --trace -o out.h5";
 
@@ -411,6 +439,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case KEY_CHUNK: arguments->chunk = parse_chunk(text, state); return 0;
     case KEY_MTP: arguments->mtp = true; return 0;
     case KEY_TRACE: arguments->trace = true; return 0;
+    case KEY_REPLAY: arguments->replay = text; return 0;
     case 'o': arguments->output = text; return 0;
     case ARGP_KEY_ARG:
         if (arguments->dir != NULL)

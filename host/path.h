@@ -2,10 +2,17 @@
 #ifndef DSV4_PATH_H
 #define DSV4_PATH_H
 
+#include "cases.h"
 #include "model.h"
 
 /* A named tensor on its way through the forward pass. The tap sees every one, and may overwrite it:
- * what follows then computes with what the tap left. */
+ * what follows then computes with what the tap left.
+ *
+ * Choices are shown as soon as they are made, before anything is computed with them (route_index
+ * before route_weight): a tap that overwrites them replays the choices of another run. It has to
+ * leave as many, and such as can be chosen: experts 0..E-1, different entries visible to the token.
+ * A row of `selected` is as long as the choice; where several rows are shown at once, a shorter one
+ * ends in -1, and none is longer than the dataset of spec/trace.md. */
 typedef struct {
     const char *name;  /* as in the trace files: "attn_in", "q", "selected" ... */
     int64_t layer;     /* num_hidden_layers + i for mtp.i */
@@ -34,6 +41,8 @@ typedef struct {
     /* MTP for the same n tokens as the forward call just before: next_ids[i] follows ids[i]. */
     int (*mtp)(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err);
     void (*close)(dsv4_run *run);
+    /* One operator, of a golden case (host/cases.h). The context is not used. */
+    dsv4_answer_function *answer;
 } dsv4_path;
 
 extern const dsv4_path dsv4_path_ref; /* ref/path.c */

@@ -31,11 +31,17 @@ void ref_moe(ref_context *c, const dsv4_layer *layer, const int64_t *ids, int64_
              const double *x, int64_t T, double *y)
 {
     int64_t D = c->config->hidden_size, k = c->config->num_experts_per_tok;
+    int64_t E = c->config->n_routed_experts;
     int64_t *chosen = dsv4_alloc((size_t)(T * k), sizeof *chosen);
-    double *weight = ref_new(T * k);
-    for (int64_t t = 0; t < T; t++)
-        ref_gate(c, layer, x + t * D, ids[t], chosen + t * k, weight + t * k);
+    double *s = ref_new(T * E), *weight = ref_new(T * k);
+    for (int64_t t = 0; t < T; t++) {
+        ref_gate_scores(c, layer, x + t * D, s + t * E);
+        ref_gate_choose(c, layer, s + t * E, ids[t], chosen + t * k);
+    }
+    /* The tap may put other experts in place; they are weighed by the scores found here. */
     ref_tap_indices(c, "route_index", position, T, k, chosen);
+    for (int64_t t = 0; t < T; t++)
+        ref_gate_weigh(c, s + t * E, chosen + t * k, weight + t * k);
     ref_tap(c, "route_weight", position, T, k, 0, weight);
     for (int64_t t = 0; t < T; t++) {
         for (int64_t j = 0; j < D; j++)
@@ -46,5 +52,6 @@ void ref_moe(ref_context *c, const dsv4_layer *layer, const int64_t *ids, int64_
     }
     ref_tap(c, "ffn_out", position, T, D, 0, y);
     free(chosen);
+    free(s);
     free(weight);
 }

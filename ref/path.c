@@ -114,4 +114,4 @@ static void close_run(dsv4_run *run)
     free(run);
 }
 
-const dsv4_path dsv4_path_ref = {"ref", open_run, forward, mtp, close_run};
+const dsv4_path dsv4_path_ref = {"ref", open_run, forward, mtp, close_run, ref_answer};

@@ -131,7 +131,11 @@ void ref_core_attn(const ref_context *c, const double *q, const double *sink, co
 void ref_attention(ref_context *c, const dsv4_layer *layer, ref_layer_state *state,
                    int64_t position, const double *x, int64_t T, double *y);
 
-/* spec/gate.md */
+/* spec/gate.md: the three steps, for one token; ref_gate() takes them all */
+void ref_gate_scores(const ref_context *c, const dsv4_layer *layer, const double *x, double *s);
+void ref_gate_choose(const ref_context *c, const dsv4_layer *layer, const double *s, int64_t token,
+                     int64_t *chosen);
+void ref_gate_weigh(const ref_context *c, const double *s, const int64_t *chosen, double *weight);
 void ref_gate(const ref_context *c, const dsv4_layer *layer, const double *x, int64_t token,
               int64_t *chosen, double *weight);
 
@@ -176,5 +180,8 @@ void ref_forward(ref_context *c, const dsv4_model *model, ref_state *state, cons
 typedef struct { double momentum, learning_rate, weight_decay, rescale; } ref_muon_options;
 void ref_muon_step(const ref_muon_options *options, int64_t rows, int64_t cols, const double *G,
                    double *B, double *M);
+
+/* Golden cases: operators.c */
+int ref_answer(void *context, const dsv4_case *c, dsv4_case *answer, dsv4_error *err);
 
 #endif

@@ -157,11 +157,14 @@ static void add_plain(maker *m, const dsv4_expected *e, dsv4_dtype dtype)
     stored *t = add(m, e->name, dtype, e->rank, e->rank == 2 ? e->rows : e->cols, e->cols);
     int64_t size = dsv4_dtype_size(dtype);
     for (int64_t i = 0; i < e->rows * e->cols; i++) {
-        float single = (float)value(&r, i);
+        double x = value(&r, i);
+        if (m->options->style == MAKE_BF16)
+            x = copysign(decode(&bf16, (int)(encode(&bf16, x) & 0x7fff)), x);
+        float single = (float)x;
         uint32_t bits;
         memcpy(&bits, &single, sizeof bits);
         if (dtype != DSV4_F32)
-            bits = encode(dtype == DSV4_BF16 ? &bf16 : &f16, value(&r, i));
+            bits = encode(dtype == DSV4_BF16 ? &bf16 : &f16, x);
         put(t->data + i * size, bits, size);
     }
 }
@@ -227,6 +230,8 @@ static dsv4_dtype choose_dtype(maker *m, const dsv4_expected *e)
         return e->dtype;
     if (m->options->style == MAKE_EXACT)
         return DSV4_F32;
+    if (m->options->style == MAKE_BF16)
+        return quantised ? DSV4_BF16 : e->dtype;
     dsv4_dtype dtype = turns[m->turn++ % (quantised ? 5 : 3)];
     return dtype == DSV4_I8 && e->cols % 32 != 0 ? DSV4_F8_E4M3 : dtype;
 }

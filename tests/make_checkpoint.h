@@ -11,7 +11,8 @@
 typedef enum {
     MAKE_EXACT,    /* every weight F32 */
     MAKE_RELEASED, /* the dtypes of the released layout */
-    MAKE_MIXED     /* F32, BF16, F16, FP8 and FP4 in turn, wherever a tensor may have them */
+    MAKE_MIXED,    /* F32, BF16, F16, FP8 and FP4 in turn, wherever a tensor may have them */
+    MAKE_BF16      /* every weight BF16, where the released layout has F32 a bf16 number in F32 */
 } make_style;
 
 typedef struct {

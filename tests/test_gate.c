@@ -138,6 +138,31 @@ static void weights(void **state)
     }
 }
 
+/* Experts that somebody else chose are weighed by this gate's scores.
+ * covers: gate.weight.1 */
+static void choices_of_others(void **state)
+{
+    small *s = *state;
+    const double x = 1;
+    double scores[4], weight[2], both[2];
+    int64_t chosen[2];
+    dsv4_layer layer = gate(s, (double[]){1, 3, 2, 0}, (double[]){-5, 0, 0, 7}, 4, 2);
+    s->config.norm_topk_prob = true;
+    s->config.routed_scaling_factor = 2;
+    ref_gate_scores(&s->c, &layer, &x, scores);
+    small_near(s, scores, ((double[]){sqrt(log(1 + exp(1))), sqrt(log(1 + exp(3))),
+                                      sqrt(log(1 + exp(2))), sqrt(log(2))}), 4, 1e-15);
+    ref_gate_choose(&s->c, &layer, scores, 0, chosen);
+    assert_int_equal(chosen[0], 3);
+    assert_int_equal(chosen[1], 1);
+    ref_gate_weigh(&s->c, scores, chosen, weight);
+    ref_gate(&s->c, &layer, &x, 0, chosen, both);
+    small_same(s, weight, both, 2);
+    ref_gate_weigh(&s->c, scores, (int64_t[]){0, 2}, weight);
+    const double sum = scores[0] + scores[2];
+    small_near(s, weight, ((double[]){2 * scores[0] / sum, 2 * scores[2] / sum}), 2, 1e-15);
+}
+
 /* covers: gate.hash.1 */
 static void hash(void **state)
 {
@@ -189,7 +214,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         small_test(score), small_test(released_scores_are_binary32), small_test(topk),
-        small_test(weights), small_test(hash), small_test(hash_entry_that_is_no_expert),
+        small_test(weights), small_test(choices_of_others), small_test(hash),
+        small_test(hash_entry_that_is_no_expert),
     };
     return cmocka_run_group_tests_name("gate", tests, NULL, NULL) != 0;
 }

@@ -595,6 +595,259 @@ static void nothing_foreign_is_replaced(void **state)
     assert_int_equal(access("mine.h5.part", F_OK), 0);
 }
 
+/* Whole datasets of every type, as they are in memory. */
+static void whole_datasets_are_put_and_got(void **state)
+{
+    (void)state;
+    const double f64[] = {1 / 3.0, -INFINITY};
+    const float f32[] = {1 / 3.0f, -0.0f};
+    const int32_t i32[] = {INT32_MIN, 7};
+    const int64_t i64[] = {INT64_MIN, INT64_MAX};
+    const uint8_t u8[] = {255, 0};
+    const uint64_t u64[] = {UINT64_MAX, 1};
+    const struct { const char *name; dsv4_h5_type type; const void *data; size_t size; } all[] = {
+        {"g/f64", DSV4_H5_F64, f64, sizeof f64}, {"g/f32", DSV4_H5_F32, f32, sizeof f32},
+        {"g/i32", DSV4_H5_I32, i32, sizeof i32}, {"g/i64", DSV4_H5_I64, i64, sizeof i64},
+        {"g/u8", DSV4_H5_U8, u8, sizeof u8},     {"g/u64", DSV4_H5_U64, u64, sizeof u64},
+    };
+    enum { ALL = sizeof all / sizeof *all };
+    dsv4_error err = {""};
+    dsv4_h5 *file = create("whole.h5");
+    for (int i = 0; i < ALL; i++)
+        assert_int_equal(dsv4_h5_put(file, all[i].name, all[i].type, 2, SHAPE(2, 1), all[i].data,
+                                     &err), 0);
+    assert_int_equal(dsv4_h5_put(file, "empty", DSV4_H5_U8, 2, SHAPE(0, 3), NULL, &err), 0);
+    assert_int_equal(dsv4_h5_put(file, "scalar", DSV4_H5_F64, 0, NULL, f64, &err), 0);
+    close_file(file);
+    file = reopen("whole.h5");
+    for (int i = 0; i < ALL; i++) {
+        char data[16];
+        dsv4_h5_info info;
+        assert_int_equal(dsv4_h5_describe(file, all[i].name, &info, &err), 0);
+        assert_int_equal(info.type, all[i].type);
+        assert_int_equal(info.rank, 2);
+        assert_int_equal(info.shape[0], 2);
+        assert_int_equal(info.count, 2);
+        assert_true(info.plain);
+        assert_int_equal(dsv4_h5_get(file, all[i].name, all[i].type, 2, data, &err), 0);
+        assert_memory_equal(data, all[i].data, all[i].size);
+        assert_string_equal(dsv4_h5_type_name(all[i].type),
+                            ((const char *[]){"float64", "float32", "int32", "int64", "uint8",
+                                              "uint64"})[i]);
+    }
+    dsv4_h5_info info;
+    assert_int_equal(dsv4_h5_describe(file, "empty", &info, &err), 0);
+    assert_int_equal(info.count, 0);
+    assert_int_equal(info.shape[1], 3);
+    assert_int_equal(dsv4_h5_get(file, "empty", DSV4_H5_U8, 0, NULL, &err), 0);
+    assert_string_equal(err.text, "");
+    char none[16];
+    assert_int_equal(dsv4_h5_get(file, "g/u8", DSV4_H5_I64, 2, none, &err), -1);
+    assert_string_equal(err.text, "whole.h5: g/u8: expected int64, got uint8");
+    err.text[0] = '\0';
+    assert_int_equal(dsv4_h5_get(file, "g/u8", DSV4_H5_U8, 1, none, &err), -1);
+    assert_string_equal(err.text, "whole.h5: g/u8: expected 1 values, got 2");
+    err.text[0] = '\0';
+    assert_int_equal(dsv4_h5_describe(file, "g", &info, &err), -1);
+    assert_string_equal(err.text, "whole.h5: no dataset g");
+    close_file(file);
+}
+
+static void attributes_are_put_and_got(void **state)
+{
+    (void)state;
+    dsv4_error err = {""};
+    dsv4_h5 *file = create("attributes.h5");
+    const double numbers[] = {1 / 3.0, 2, INFINITY};
+    const uint64_t seed = UINT64_MAX;
+    const int64_t shape[] = {-1, 5};
+    const char *const objects[] = {"", "group", "group/set"};
+    assert_int_equal(dsv4_h5_put(file, "group/set", DSV4_H5_U8, 1, SHAPE(1), "x", &err), 0);
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(dsv4_h5_put_text(file, objects[i], "text", "caf\xc3\xa9", &err), 0);
+        assert_int_equal(dsv4_h5_put_text(file, objects[i], "nothing", "", &err), 0);
+        assert_int_equal(dsv4_h5_put_numbers(file, objects[i], "three", DSV4_H5_F64, 3, numbers,
+                                             &err), 0);
+        assert_int_equal(dsv4_h5_put_numbers(file, objects[i], "seed", DSV4_H5_U64, DSV4_H5_SCALAR,
+                                             &seed, &err), 0);
+        assert_int_equal(dsv4_h5_put_numbers(file, objects[i], "shape", DSV4_H5_I64, 2, shape,
+                                             &err), 0);
+        assert_int_equal(dsv4_h5_put_numbers(file, objects[i], "none", DSV4_H5_I64, 0, shape,
+                                             &err), 0);
+        for (int j = 0; j < 30; j++) {
+            char name[16];
+            snprintf(name, sizeof name, "a%02d", j);
+            assert_int_equal(dsv4_h5_put_numbers(file, objects[i], name, DSV4_H5_F64,
+                                                 DSV4_H5_SCALAR, numbers, &err), 0);
+        }
+    }
+    assert_int_equal(dsv4_h5_put_text(file, "absent", "a", "", &err), -1);
+    assert_string_equal(err.text, "attributes.h5: no group or dataset absent");
+    err.text[0] = '\0';
+    assert_int_equal(dsv4_h5_put_text(file, "group", "text", "again", &err), -1);
+    assert_memory_equal(err.text, "attributes.h5: group: attribute text: cannot create", 51);
+    err.text[0] = '\0';
+    close_file(file);
+
+    file = reopen("attributes.h5");
+    for (int i = 0; i < 3; i++) {
+        char text[8];
+        double got[3];
+        uint64_t integer;
+        int64_t two[2], count;
+        assert_int_equal(dsv4_h5_get_text(file, objects[i], "text", text, 6, &err), 0);
+        assert_string_equal(text, "caf\xc3\xa9");
+        assert_int_equal(dsv4_h5_get_text(file, objects[i], "nothing", text, 2, &err), 0);
+        assert_string_equal(text, "");
+        assert_int_equal(dsv4_h5_get_numbers(file, objects[i], "three", DSV4_H5_F64, 3, got, &err),
+                         3);
+        assert_memory_equal(got, numbers, sizeof got);
+        assert_int_equal(dsv4_h5_get_numbers(file, objects[i], "seed", DSV4_H5_U64, 1, &integer,
+                                             &err), 1);
+        assert_true(integer == UINT64_MAX);
+        assert_int_equal(dsv4_h5_get_numbers(file, objects[i], "shape", DSV4_H5_I64, 2, two, &err),
+                         2);
+        assert_memory_equal(two, shape, sizeof two);
+        assert_int_equal(dsv4_h5_get_numbers(file, objects[i], "shape", DSV4_H5_F64, 3, got, &err),
+                         2);
+        assert_true(got[0] == -1 && got[1] == 5);
+        assert_int_equal(dsv4_h5_get_numbers(file, objects[i], "none", DSV4_H5_I64, 2, two, &err),
+                         0);
+        assert_true(dsv4_h5_has_attribute(file, objects[i], "seed"));
+        assert_false(dsv4_h5_has_attribute(file, objects[i], "seeds"));
+        char **names = dsv4_h5_attributes(file, objects[i], &count, &err);
+        assert_int_equal(count, 36);
+        assert_string_equal(names[0], "a00");
+        assert_string_equal(names[35], "three");
+        dsv4_h5_names_free(names, count);
+    }
+    assert_string_equal(err.text, "");
+    assert_false(dsv4_h5_has_attribute(file, "absent", "seed"));
+    int64_t count;
+    assert_null(dsv4_h5_attributes(file, "absent", &count, &err));
+    assert_string_equal(err.text, "attributes.h5: no group or dataset absent");
+    close_file(file);
+}
+
+static void assert_compact(hid_t creation)
+{
+    unsigned most, least;
+    assert_true(H5Pget_attr_phase_change(creation, &most, &least) >= 0);
+    assert_int_equal(most, 65535);
+    H5Pclose(creation);
+}
+
+/* The heap that HDF5 would otherwise make of many attributes has no fixed place in the file. */
+static void attributes_stay_in_the_header(void **state)
+{
+    (void)state;
+    dsv4_error err = {""};
+    dsv4_h5 *file = create("compact.h5");
+    assert_int_equal(dsv4_h5_put(file, "group/set", DSV4_H5_U8, 1, SHAPE(1), "x", &err), 0);
+    define(file, "group/defined", DSV4_H5_F64, 1, SHAPE(1), 0);
+    close_file(file);
+    hid_t id = H5Fopen("compact.h5", H5F_ACC_RDONLY, H5P_DEFAULT);
+    const char *const groups[] = {"/", "group"};
+    for (int i = 0; i < 2; i++) {
+        hid_t group = H5Gopen2(id, groups[i], H5P_DEFAULT);
+        assert_compact(H5Gget_create_plist(group));
+        H5Gclose(group);
+    }
+    const char *const sets[] = {"group/set", "group/defined"};
+    for (int i = 0; i < 2; i++) {
+        hid_t set = H5Dopen2(id, sets[i], H5P_DEFAULT);
+        assert_compact(H5Dget_create_plist(set));
+        H5Dclose(set);
+    }
+    H5Fclose(id);
+}
+
+static void other_attributes_are_refused(void **state)
+{
+    (void)state;
+    dsv4_error err = {""};
+    dsv4_h5 *file = create("attributes.h5");
+    const double numbers[] = {1, 2};
+    const uint64_t large[] = {UINT64_MAX};
+    assert_int_equal(dsv4_h5_put_text(file, "", "text", "12345678", &err), 0);
+    assert_int_equal(dsv4_h5_put_numbers(file, "", "two", DSV4_H5_F64, 2, numbers, &err), 0);
+    assert_int_equal(dsv4_h5_put_numbers(file, "", "large", DSV4_H5_U64, 1, large, &err), 0);
+    close_file(file);
+    const struct {
+        const char *name;
+        bool text;
+        dsv4_h5_type type;
+        int64_t most;
+        const char *says;
+    } bad[] = {
+        {"absent", true, 0, 0, "no attribute absent"},
+        {"absent", false, DSV4_H5_F64, 1, "no attribute absent"},
+        {"two", true, 0, 0, "attribute two: expected one text"},
+        {"text", true, 0, 0, "attribute text: expected less than 8 bytes, got 8"},
+        {"text", false, DSV4_H5_F64, 9, "attribute text: expected numbers"},
+        {"two", false, DSV4_H5_I64, 2, "attribute two: expected integers"},
+        {"two", false, DSV4_H5_F64, 1, "attribute two: expected at most 1 numbers, got 2"},
+        {"large", false, DSV4_H5_I64, 1, "attribute large: expected numbers that fit int64"},
+    };
+    file = reopen("attributes.h5");
+    for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+        char text[8], expected[128];
+        double data[9];
+        dsv4_error wrong = {""};
+        assert_int_equal(bad[i].text ? dsv4_h5_get_text(file, "", bad[i].name, text, sizeof text,
+                                                        &wrong)
+                                     : dsv4_h5_get_numbers(file, "", bad[i].name, bad[i].type,
+                                                           bad[i].most, data, &wrong), -1);
+        snprintf(expected, sizeof expected, "attributes.h5: /: %s", bad[i].says);
+        assert_string_equal(wrong.text, expected);
+    }
+    close_file(file);
+}
+
+static void groups_are_listed(void **state)
+{
+    (void)state;
+    dsv4_error err = {""};
+    dsv4_h5 *file = create("groups.h5");
+    dsv4_h5_child *children;
+    int64_t count;
+    assert_int_equal(dsv4_h5_put(file, "b/set", DSV4_H5_U8, 1, SHAPE(1), "x", &err), 0);
+    assert_int_equal(dsv4_h5_make_group(file, "b/a/empty", &err), 0);
+    assert_int_equal(dsv4_h5_make_group(file, "b/a", &err), 0);
+    close_file(file);
+    file = reopen("groups.h5");
+    assert_int_equal(dsv4_h5_children(file, "", &children, &count, &err), 0);
+    assert_int_equal(count, 1);
+    dsv4_h5_children_free(children, count);
+    assert_int_equal(dsv4_h5_children(file, "/b", &children, &count, &err), 0);
+    assert_int_equal(count, 2);
+    assert_string_equal(children[0].name, "a");
+    assert_true(children[0].group);
+    assert_string_equal(children[1].name, "set");
+    assert_false(children[1].group);
+    dsv4_h5_children_free(children, count);
+    assert_int_equal(dsv4_h5_children(file, "b/a/empty", &children, &count, &err), 0);
+    assert_int_equal(count, 0);
+    dsv4_h5_children_free(children, count);
+    assert_string_equal(err.text, "");
+    assert_int_equal(dsv4_h5_children(file, "b/set", &children, &count, &err), -1);
+    assert_string_equal(err.text, "groups.h5: no group b/set");
+    close_file(file);
+
+    hid_t id = H5Fopen("groups.h5", H5F_ACC_RDWR, H5P_DEFAULT);
+    hid_t type = H5Tcopy(H5T_NATIVE_INT);
+    H5Tcommit2(id, "b/type", type, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+    H5Tclose(type);
+    H5Fclose(id);
+    file = reopen("groups.h5");
+    err.text[0] = '\0';
+    assert_int_equal(dsv4_h5_children(file, "b", &children, &count, &err), -1);
+    assert_string_equal(err.text, "groups.h5: type: expected a group or a dataset, got another "
+                        "object");
+    assert_null(children);
+    close_file(file);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -611,6 +864,11 @@ int main(void)
         cmocka_unit_test(other_files_are_refused),
         cmocka_unit_test(damaged_datasets_are_not_passed_over),
         cmocka_unit_test(nothing_foreign_is_replaced),
+        cmocka_unit_test(whole_datasets_are_put_and_got),
+        cmocka_unit_test(attributes_are_put_and_got),
+        cmocka_unit_test(attributes_stay_in_the_header),
+        cmocka_unit_test(other_attributes_are_refused),
+        cmocka_unit_test(groups_are_listed),
     };
     return cmocka_run_group_tests_name("h5", tests, scratch_enter, scratch_leave) != 0;
 }

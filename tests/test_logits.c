@@ -93,6 +93,19 @@ static int fail_mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *l
     return dsv4_fail(err, "MTP was called");
 }
 
+/* Routes one token to one expert. */
+static int show_narrow_route(dsv4_run *run, const int64_t *token_ids, int64_t n, double *logits,
+                             dsv4_error *err)
+{
+    (void)token_ids, (void)n, (void)logits, (void)err;
+    const dsv4_tap *tap = ((const odd_run *)(const void *)run)->tap;
+    int64_t expert = 0;
+    dsv4_point point = {.name = "route_index", .rows = 1, .rank = 1, .dim = {1},
+                        .indices = &expert};
+    tap->at(tap->context, &point);
+    return 0;
+}
+
 static void close_odd_run(dsv4_run *run)
 {
     free(run);
@@ -108,15 +121,22 @@ static int be_interrupted(dsv4_run *run, const int64_t *token_ids, int64_t n, do
     return dsv4_fail(err, "there is nothing to interrupt");
 }
 
-static const dsv4_path closed_path = {"closed", open_no_run, NULL, NULL, NULL};
-static const dsv4_path odd_path = {"odd", open_odd_run, show_odd_tensor, fail_mtp, close_odd_run};
-static const dsv4_path slow_path = {"slow", open_odd_run, be_interrupted, fail_mtp, close_odd_run};
+static const dsv4_path closed_path = {.name = "closed", .open = open_no_run};
+static const dsv4_path odd_path = {.name = "odd", .open = open_odd_run, .forward = show_odd_tensor,
+                                   .mtp = fail_mtp, .close = close_odd_run};
+static const dsv4_path narrow_path = {.name = "narrow", .open = open_odd_run,
+                                      .forward = show_narrow_route, .mtp = fail_mtp,
+                                      .close = close_odd_run};
+static const dsv4_path slow_path = {.name = "slow", .open = open_odd_run,
+                                    .forward = be_interrupted, .mtp = fail_mtp,
+                                    .close = close_odd_run};
 
 /* The command finds its paths by these two, which stand in for those of host/path.c. */
 const dsv4_path *dsv4_path_find(const char *name)
 {
-    const dsv4_path *const paths[] = {&dsv4_path_ref, &closed_path, &odd_path, &slow_path};
-    for (int i = 0; i < 4; i++)
+    const dsv4_path *const paths[] = {&dsv4_path_ref, &closed_path, &odd_path, &slow_path,
+                                      &narrow_path};
+    for (int i = 0; i < 5; i++)
         if (strcmp(paths[i]->name, name) == 0)
             return paths[i];
     return NULL;
@@ -631,6 +651,19 @@ static void assert_shape(dsv4_h5 *file, const char *name, int64_t rows, int64_t 
 }
 
 /* Fewer tokens than a group has, and fewer groups than index_topk. */
+/* A path that does not take the choices that it is given must not pass for one that does. */
+static void paths_have_to_replay(void **state)
+{
+    (void)state;
+    assert_runs("model", "--tokens", "1", "--trace", "-o", "choices.h5");
+    assert_refuses("choices.h5: trace/layers/0/route_index: the path asked for 0 of 1 rows: it "
+                   "does not replay", "model", "--tokens", "1", "--path", "odd", "--replay",
+                   "choices.h5", "-o", "no.h5");
+    assert_refuses("choices.h5: trace/layers/0/route_index: the path shows 1 places of row 0, "
+                   "which does not fit", "model", "--tokens", "1", "--path", "narrow", "--replay",
+                   "choices.h5", "-o", "no.h5");
+}
+
 static void short_runs_are_traced(void **state)
 {
     (void)state;
@@ -690,6 +723,7 @@ int main(void)
         cmocka_unit_test(unwritable_output_is_refused),
         cmocka_unit_test(failed_runs_leave_the_old_file),
         cmocka_unit_test(paths_may_fail),
+        cmocka_unit_test(paths_have_to_replay),
         cmocka_unit_test(short_runs_are_traced),
         cmocka_unit_test(usage_is_checked),
     };

@@ -142,11 +142,36 @@ static void tokens(void **state)
     }
 }
 
+/* The tap sees the choice before anything is computed with it: other experts in its place are
+ * weighed by each token's own scores. */
+static void replayed_choices_are_weighed(void **state)
+{
+    small *s = *state;
+    const double x[2] = {1, 2}, others[4] = {0, 1, 0, 2};
+    const int64_t ids[2] = {0, 0};
+    double index[4], weight[4], y[2];
+    dsv4_layer layer = make_layer(s, (double[]){1, 10, 100, 1000, 0});
+    spy watch;
+    spy_start(s, &watch);
+    s->config.norm_topk_prob = true;
+    s->config.routed_scaling_factor = 1.5;
+    spy_give(&watch, "route_index", others, 0);
+    spy_see(&watch, "route_index", index, 0);
+    spy_see(&watch, "route_weight", weight, 0);
+    ref_moe(&s->c, &layer, ids, 0, x, 2, y);
+    small_same(s, index, others, 4);
+    for (int t = 0; t < 2; t++) { /* the logit of expert e is (e + 1) x */
+        double first = sqrt(log1p(exp(x[t]))), second = sqrt(log1p(exp((2 + t) * x[t])));
+        small_about(s, weight[2 * t], 1.5 * first / (first + second), 1e-14);
+        small_about(s, weight[2 * t + 1], 1.5 * second / (first + second), 1e-14);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         small_test(sum), small_test(order), small_test(shared), small_test(released),
-        small_test(tokens),
+        small_test(tokens), small_test(replayed_choices_are_weighed),
     };
     return cmocka_run_group_tests_name("moe", tests, NULL, NULL) != 0;
 }

@@ -16,7 +16,7 @@ enum { KEY_STYLE = 256, KEY_SEED, KEY_SHARDS, KEY_I32, KEY_PREFIX, KEY_SCALE_INV
 
 static const struct argp_option options[] = {
     {"style", KEY_STYLE, "STYLE", 0, "exact: all F32 (default); released: the dtypes of the "
-     "released layout; mixed: all dtypes in turn", 0},
+     "released layout; mixed: all dtypes in turn; bf16: all bf16 numbers", 0},
     {"seed", KEY_SEED, "N", 0, "Other values (default 0)", 0},
     {"shards", KEY_SHARDS, "N", 0, "Number of files (default 1)", 0},
     {"tid2eid-i32", KEY_I32, NULL, 0, "Store tid2eid as I32 instead of I64", 0},
@@ -27,11 +27,11 @@ static const struct argp_option options[] = {
 
 static make_style parse_style(const char *text, struct argp_state *state)
 {
-    static const char *const names[] = {"exact", "released", "mixed"};
-    for (int i = 0; i < 3; i++)
+    static const char *const names[] = {"exact", "released", "mixed", "bf16"};
+    for (int i = 0; i < 4; i++)
         if (strcmp(text, names[i]) == 0)
             return (make_style)i;
-    argp_error(state, "--style: expected exact, released or mixed, got '%s'", text);
+    argp_error(state, "--style: expected exact, released, mixed or bf16, got '%s'", text);
     return MAKE_EXACT;
 }
 
