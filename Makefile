@@ -78,8 +78,21 @@ spec-sync: ## rewrite the rule comments in the code with the text of spec/
 status: ## rewrite the status table of README.md from the last test run
 	$(Q)ci/status.sh $(BUILD)
 
-vectors: $(BUILD)/generate-vectors ## rebuild vectors/v1; the same bytes on Debian 12, x86-64
+vectors: $(BUILD)/generate-vectors $(BUILD)/dsv4 ## rebuild vectors/v1; the same bytes on Debian 12, x86-64
 	$(Q)ci/vectors.sh $(BUILD)
+
+vectors-check: $(BUILD)/generate-vectors $(BUILD)/dsv4 ## rebuild the vectors elsewhere and compare
+	$(Q)ci/vectors.sh --check $(BUILD)
+
+mutants: $(BUILD)/tests/tool_museum ## every exhibit of the museum against the vectors; 4 seeds of correct engines
+	$(Q)$(BUILD)/tests/tool_museum mutants vectors/v1
+	$(Q)$(BUILD)/tests/tool_museum alarms vectors/v1 4
+
+errata: $(BUILD)/tests/tool_museum ## rewrite docs/errata.md from the museum
+	$(Q)ci/errata.sh $(BUILD)
+
+third-party: build ## other people's packages against the vectors; rewrites docs/conformance.md (needs Python)
+	$(Q)ci/third-party.sh $(BUILD)
 
 transformers-check: build ## compare with the transformers package (needs Python; installs into build/venv)
 	$(Q)ORACLE=$(abspath $(ORACLE)) ci/transformers-check.sh $(BUILD)
@@ -112,4 +125,4 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
 .PHONY: help demo check setup build tests tools test asan coverage spec-check spec-sync status \
-        vectors transformers-check clean
+        vectors vectors-check mutants errata third-party transformers-check clean

@@ -34,6 +34,12 @@ suite "tests under AddressSanitizer and UndefinedBehaviorSanitizer" \
     make --no-print-directory -j"$jobs" asan
 suite "tests with coverage, at least 95 % of the lines of ref/ and host/" \
     make --no-print-directory -j"$jobs" coverage
+count "golden vectors: dsv4 verify --path ref" build/dsv4 verify --path ref
+count "golden vectors: rebuilt, the same bytes" make --no-print-directory -j"$jobs" vectors-check
+count "museum: every exhibit is caught, the harmless accepted" \
+    make --no-print-directory -j"$jobs" mutants
+count "docs/errata.md" ci/errata.sh --check build
+count "example plugin passes, and its mistake is named" ci/example-check.sh build
 count "status table of README.md" ci/status.sh --check build
 echo "checked in $(($(date +%s) - start)) s"
 echo "$passed passed, $failed failed, $skipped skipped"

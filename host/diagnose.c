@@ -5,7 +5,13 @@
 #include <string.h>
 #include <time.h>
 
-/* What a comparison of one specimen with one mistake, or with two at once, said. */
+/* Several mistakes at once. */
+typedef struct {
+    museum_bug bug[DSV4_MISTAKES];
+    int count;
+} mistakes;
+
+/* What a comparison of one specimen with one mistake, or with several at once, said. */
 typedef enum { UNTRIED, NO_EFFECT, DIFFERS, NEARLY, EXPLAINS } finding;
 
 typedef struct {
@@ -29,10 +35,11 @@ typedef struct {
     int suspect_count;
 } session;
 
+/* Of the processor, so that a busy machine does not change a diagnosis. */
 static double now(void)
 {
     struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
     return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
@@ -65,20 +72,24 @@ static bool explained(const dsv4_specimen *s)
     return s->bugs[0] != BUG_NONE;
 }
 
+/* Seconds for an operator's next stage: a few, and fewer when many operators have been wrong. */
+static double allowance(const dsv4_diagnosis *diagnosis)
+{
+    return fmax(0.5, fmin(4, (60 - diagnosis->seconds) / 8));
+}
+
 static bool out_of_time(const session *s, const dsv4_case *c)
 {
     return now() + s->rate * size_of(c) > s->deadline;
 }
 
 /* The museum's answer with these mistakes; to be freed. False where there is none. */
-static bool make_mistake(session *s, museum_bug a, museum_bug b, const dsv4_case *c,
+static bool make_mistake(session *s, const mistakes *made, const dsv4_case *c,
                          dsv4_case *mistaken)
 {
     museum_engine engine = {.arithmetic = MUSEUM_BINARY64};
-    if (a != BUG_NONE)
-        museum_add_bug(&engine, a);
-    if (b != BUG_NONE)
-        museum_add_bug(&engine, b);
+    for (int i = 0; i < made->count; i++)
+        museum_add_bug(&engine, made->bug[i]);
     *mistaken = (dsv4_case){.op = c->op, .numerics = c->numerics};
     dsv4_error ignored = {""};
     double began = now();
@@ -108,15 +119,15 @@ static finding likeness_of(const session *s, const dsv4_case *mistaken,
                                                                                    : DIFFERS;
 }
 
-/* Whether the specimen is what mistakes `a` and `b` make of it. They have to make something wrong
- * of it. */
-static finding compare(session *s, museum_bug a, museum_bug b, const dsv4_specimen *specimen,
+/* Whether the specimen is what these mistakes make of it. They have to make something wrong of
+ * it. */
+static finding compare(session *s, const mistakes *made, const dsv4_specimen *specimen,
                        double *distance)
 {
     const dsv4_case *c = specimen->c;
     finding found = NO_EFFECT;
     dsv4_case mistaken;
-    if (make_mistake(s, a, b, c, &mistaken)) {
+    if (make_mistake(s, made, c, &mistaken)) {
         dsv4_verdict mistake;
         dsv4_judge_answer(c, c->out, c->outs, &mistaken, s->strictness, &mistake);
         if (!mistake.passed)
@@ -131,7 +142,7 @@ static void try_suspect(session *s, suspect *k, int64_t i)
     const dsv4_specimen *specimen = &s->specimen[i];
     if (k->of[i] != UNTRIED || out_of_time(s, specimen->c))
         return;
-    k->of[i] = compare(s, k->bug, BUG_NONE, specimen, &k->distance[i]);
+    k->of[i] = compare(s, &(mistakes){{k->bug}, 1}, specimen, &k->distance[i]);
     if (!failed(specimen)) { /* the mistake would have shown here, and did not */
         k->contradicted += k->of[i] != NO_EFFECT;
     } else if (k->of[i] >= NEARLY) {
@@ -209,24 +220,28 @@ static bool suspicious(const suspect *k)
     return k->explained + k->nearly > 0;
 }
 
-/* The likely ones against all failures. Then all against the cheapest, and against those that are
- * still unexplained; what explains one is tried with the others. */
-static void try_failures(session *s)
+/* The likely ones against all failures. */
+static void try_likely(session *s)
 {
-    for (int thorough = 0; thorough <= 1; thorough++) {
-        bool first = true;
-        for (int64_t o = 0; o < s->count; o++) {
-            int64_t i = s->order[o];
-            if (!diagnosable(&s->specimen[i]))
-                continue;
-            for (int k = 0; k < s->suspect_count; k++)
-                if (suspicious(&s->suspects[k]) || rank_of(s, s->suspects[k].bug) < 2)
-                    try_suspect(s, &s->suspects[k], i);
-            bool all = thorough && (first || !any_explains(s, i));
-            for (int k = 0; k < s->suspect_count && all; k++)
+    for (int64_t o = 0; o < s->count; o++)
+        for (int k = 0; k < s->suspect_count && diagnosable(&s->specimen[s->order[o]]); k++)
+            if (suspicious(&s->suspects[k]) || rank_of(s, s->suspects[k].bug) < 2)
+                try_suspect(s, &s->suspects[k], s->order[o]);
+}
+
+/* All against the cheapest, and against those that are still unexplained; what explains one is
+ * tried with the others. */
+static void try_all(session *s)
+{
+    bool first = true;
+    for (int64_t o = 0; o < s->count; o++) {
+        int64_t i = s->order[o];
+        if (!diagnosable(&s->specimen[i]) || explained(&s->specimen[i]))
+            continue;
+        for (int k = 0; k < s->suspect_count; k++)
+            if (first || suspicious(&s->suspects[k]) || !any_explains(s, i))
                 try_suspect(s, &s->suspects[k], i);
-            first = false;
-        }
+        first = false;
     }
 }
 
@@ -263,30 +278,31 @@ static void conclude(session *s, finding of)
 /* ---- two mistakes at once ---- */
 
 /* Which of two mistakes were met before: the likelier pair has more of them. */
-static int64_t familiar(const session *s, const museum_bug bugs[2])
+static int64_t familiar(const session *s, const mistakes *pair)
 {
-    return (s->diagnosis->explained[bugs[0]] > 0) + (s->diagnosis->explained[bugs[1]] > 0);
+    return (s->diagnosis->explained[pair->bug[0]] > 0) +
+           (s->diagnosis->explained[pair->bug[1]] > 0);
 }
 
 /* The best pair for specimen `i`, which no single mistake explains. */
-static bool find_pair(session *s, int64_t i, museum_bug pair[2])
+static bool find_pair(session *s, int64_t i, mistakes *pair)
 {
     bool found = false;
     double best = INFINITY;
     for (int a = 0; a < s->suspect_count; a++)
         for (int b = a + 1; b < s->suspect_count && s->suspects[a].of[i] >= DIFFERS; b++) {
-            const museum_bug bugs[2] = {s->suspects[a].bug, s->suspects[b].bug};
-            if (s->suspects[b].of[i] < DIFFERS || (found && familiar(s, bugs) < familiar(s, pair)))
+            const mistakes both = {{s->suspects[a].bug, s->suspects[b].bug}, 2};
+            if (s->suspects[b].of[i] < DIFFERS || (found && familiar(s, &both) < familiar(s, pair)))
                 continue;
             if (out_of_time(s, s->specimen[i].c))
                 return found;
             double distance;
-            if (compare(s, bugs[0], bugs[1], &s->specimen[i], &distance) != EXPLAINS ||
-                (found && familiar(s, bugs) == familiar(s, pair) && !much_smaller(distance, best)))
+            if (compare(s, &both, &s->specimen[i], &distance) != EXPLAINS ||
+                (found && familiar(s, &both) == familiar(s, pair) && !much_smaller(distance, best)))
                 continue;
             found = true;
             best = distance;
-            memcpy(pair, bugs, sizeof bugs);
+            *pair = both;
         }
     return found;
 }
@@ -295,17 +311,128 @@ static void try_pairs(session *s)
 {
     for (int64_t o = 0; o < s->count; o++) {
         dsv4_specimen *first = &s->specimen[s->order[o]];
-        museum_bug pair[2];
-        if (!diagnosable(first) || explained(first) || !find_pair(s, s->order[o], pair))
+        mistakes pair;
+        if (!diagnosable(first) || explained(first) || !find_pair(s, s->order[o], &pair))
             continue;
-        memcpy(first->bugs, pair, sizeof pair);
+        memcpy(first->bugs, pair.bug, sizeof pair.bug);
         for (int64_t rest = o + 1; rest < s->count; rest++) {
             dsv4_specimen *other = &s->specimen[s->order[rest]];
             double distance;
             if (diagnosable(other) && !explained(other) && !out_of_time(s, other->c) &&
-                compare(s, pair[0], pair[1], other, &distance) == EXPLAINS)
-                memcpy(other->bugs, pair, sizeof pair);
+                compare(s, &pair, other, &distance) == EXPLAINS)
+                memcpy(other->bugs, pair.bug, sizeof pair.bug);
         }
+    }
+}
+
+/* ---- many mistakes at once ---- */
+
+static bool contains(const mistakes *set, museum_bug bug)
+{
+    for (int i = 0; i < set->count; i++)
+        if (set->bug[i] == bug)
+            return true;
+    return false;
+}
+
+static mistakes with(mistakes set, museum_bug bug)
+{
+    if (set.count < DSV4_MISTAKES && !contains(&set, bug))
+        set.bug[set.count++] = bug;
+    return set;
+}
+
+/* All but the n-th. */
+static mistakes without(mistakes set, int n)
+{
+    set.count--;
+    memmove(&set.bug[n], &set.bug[n + 1], (size_t)(set.count - n) * sizeof *set.bug);
+    set.bug[set.count] = BUG_NONE;
+    return set;
+}
+
+/* Those found in earlier operators and in this one so far, as far as they touch this one. */
+static mistakes known_mistakes(const session *s)
+{
+    mistakes set = {.count = 0};
+    for (int b = BUG_NONE + 1; b < BUGS; b++)
+        if (s->diagnosis->explained[b] > 0 && museum_touches((museum_bug)b, s->op))
+            set = with(set, (museum_bug)b);
+    for (int64_t i = 0; i < s->count; i++)
+        for (int n = 0; n < DSV4_MISTAKES && s->specimen[i].bugs[n] != BUG_NONE; n++)
+            set = with(set, s->specimen[i].bugs[n]);
+    return set;
+}
+
+static bool set_explains(session *s, const mistakes *set, int64_t i)
+{
+    double distance;
+    return set->count > 0 && !out_of_time(s, s->specimen[i].c) &&
+           compare(s, set, &s->specimen[i], &distance) == EXPLAINS;
+}
+
+/* Where the set explains the specimen, those that it takes become the diagnosis. */
+static bool try_set(session *s, mistakes set, int64_t i)
+{
+    if (!set_explains(s, &set, i))
+        return false;
+    double deadline = s->deadline;
+    s->deadline += allowance(s->diagnosis); /* what is found is worth it */
+    for (int n = set.count - 1; n >= 0 && set.count > 1; n--) {
+        mistakes fewer = without(set, n);
+        if (set_explains(s, &fewer, i))
+            set = fewer;
+    }
+    s->deadline = deadline;
+    memcpy(s->specimen[i].bugs, set.bug, sizeof set.bug);
+    return true;
+}
+
+/* The known ones together; or all of them but one, which may be a misjudgement. */
+static bool try_known(session *s, int64_t i)
+{
+    mistakes known = known_mistakes(s);
+    bool found = try_set(s, known, i);
+    for (int n = 0; n < known.count && known.count > 2 && !found; n++)
+        found = try_set(s, without(known, n), i);
+    return found;
+}
+
+/* The known ones and one or two others of operator `part`. */
+static bool try_others(session *s, mistakes known, const dsv4_operator *part, int64_t i)
+{
+    museum_bug other[BUGS];
+    int count = 0;
+    bool found = false;
+    for (int k = 0; k < s->suspect_count; k++)
+        if (strcmp(museum_exhibits[s->suspects[k].bug].operator, part->name) == 0 &&
+            !contains(&known, s->suspects[k].bug))
+            other[count++] = s->suspects[k].bug;
+    for (int a = 0; a < count && !found; a++)
+        found = try_set(s, with(known, other[a]), i);
+    for (int a = 0; a < count; a++)
+        for (int b = 0; b < a && !found; b++)
+            found = try_set(s, with(with(known, other[b]), other[a]), i);
+    return found;
+}
+
+/* Parts that the engine does not offer by themselves are most likely among the last operators. */
+static bool try_more(session *s, int64_t i)
+{
+    mistakes known = known_mistakes(s);
+    bool found = known.count == 0;
+    for (const dsv4_operator *part = s->op; part >= dsv4_operators && !found; part--)
+        found = try_others(s, known, part, i);
+    return found;
+}
+
+static void try_each(session *s, bool try(session *, int64_t))
+{
+    s->deadline = now() + allowance(s->diagnosis);
+    for (int64_t o = 0; o < s->count; o++) {
+        int64_t i = s->order[o];
+        if (diagnosable(&s->specimen[i]) && !explained(&s->specimen[i]) && !any_explains(s, i))
+            try(s, i);
     }
 }
 
@@ -322,16 +449,10 @@ static void sort_by_size(session *s)
     }
 }
 
-/* Seconds for an operator's next stage: a few, and fewer when many operators have been wrong. */
-static double allowance(const dsv4_diagnosis *diagnosis)
-{
-    return fmax(0.5, fmin(4, (60 - diagnosis->seconds) / 8));
-}
-
 static void count_explained(const session *s)
 {
     for (int64_t i = 0; i < s->count; i++)
-        for (int b = 0; b < 2; b++)
+        for (int b = 0; b < DSV4_MISTAKES; b++)
             if (s->specimen[i].bugs[b] != BUG_NONE)
                 s->diagnosis->explained[s->specimen[i].bugs[b]]++;
 }
@@ -349,11 +470,16 @@ void dsv4_diagnose(dsv4_diagnosis *diagnosis, const dsv4_operator *op, dsv4_spec
                  .strictness = strictness, .deadline = began + allowance(diagnosis)};
     sort_by_size(&s);
     list_suspects(&s);
-    try_failures(&s);
+    try_likely(&s);
+    try_each(&s, try_known);
+    s.deadline = now() + allowance(diagnosis);
+    try_all(&s);
     try_passes(&s);
     conclude(&s, EXPLAINS);
     s.deadline = now() + allowance(diagnosis) / 2;
     try_pairs(&s);
+    try_each(&s, try_known);
+    try_each(&s, try_more);
     conclude(&s, NEARLY);
     count_explained(&s);
     for (int k = 0; k < s.suspect_count; k++) {

@@ -6,13 +6,15 @@
 #include "judge.h"
 #include "vectors/museum/museum.h"
 
+enum { DSV4_MISTAKES = 12 }; /* at once, in one diagnosis */
+
 /* A case that was answered. */
 typedef struct {
     const dsv4_case *c;
     const dsv4_case *answer;
     const dsv4_verdict *verdict;
-    museum_bug bugs[2]; /* the diagnosis: none, one, or two at once */
-    bool nearly;        /* the mistake's own values are not within tolerance, but far nearer */
+    museum_bug bugs[DSV4_MISTAKES]; /* the diagnosis: all at once, BUG_NONE behind the last */
+    bool nearly; /* the mistake's own values are not within tolerance, but far nearer */
 } dsv4_specimen;
 
 /* What is known from the operators before. */

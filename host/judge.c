@@ -66,12 +66,16 @@ static void reject(dsv4_slot_verdict *v, const char *format, ...)
 
 static dsv4_tolerance tolerance_of(const hearing *h, const char *name)
 {
-    if (h->strictness.identical)
-        return (dsv4_tolerance){.row = 1e-12, .element = 0, .rms = 1e-12};
+    dsv4_tolerance of_case = {0};
     for (int i = 0; i < h->c->outs && h->c->tolerance != NULL; i++)
         if (strcmp(h->c->out[i].name, name) == 0)
-            return h->c->tolerance[i][h->strictness.tier];
-    return (dsv4_tolerance){0};
+            of_case = h->c->tolerance[i][h->strictness.tier];
+    if (!h->strictness.identical)
+        return of_case;
+    /* Where a row's largest value is no measure for the others, it is none here either. */
+    bool by_element = h->c->tolerance != NULL && of_case.row == 0;
+    return (dsv4_tolerance){.row = by_element ? 0 : 1e-12, .element = by_element ? 1e-12 : 0,
+                            .rms = 1e-12};
 }
 
 static double deviation(double want, double got)

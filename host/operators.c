@@ -217,7 +217,10 @@ const dsv4_operator dsv4_operators[] = {
      SLOTS{VALUES("h", "N n D"), INDICES("next_ids", "N"), SCHEDULE, BLOCK(MAYBE, MAYBE_MATRIX),
            MATRIX("e_proj", "D D"), MATRIX("h_proj", "D D"), VALUES("enorm.weight", "D"),
            VALUES("hnorm.weight", "D"), VALUES("norm.weight", "D"), HC_HEAD,
-           VALUES("embed.weight", "V D"), VALUES("head.weight", "V D"), END},
+           VALUES("embed.weight", "V D"), VALUES("head.weight", "V D"),
+           /* not to be used: what an engine may take for MTP's own */
+           MAYBE("main.norm.weight", "D"), MAYBE("main.hc_head_fn", "n n*D"),
+           MAYBE("main.hc_head_base", "n"), MAYBE("main.hc_head_scale", "1"), END},
      SLOTS{OUT("logits", "N V", "mtp.head.1"), MAYBE_OUT("q", "N H d", "attention.query.3"),
            MAYBE_OUT("kv", "N d", "attention.kv.2"), END}},
     {"forward", "forward", "a whole model, in one call or several", "batch",

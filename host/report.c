@@ -7,8 +7,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "diagnose.h"
-
 /* ---- lists ---- */
 
 /* Room for one more item; the array doubles at every power of two. */
@@ -137,14 +135,32 @@ static void failure_text(char *text, size_t size, const dsv4_result *r)
         slot_text(text, size, v);
 }
 
-/* "rope-half-split", "a + b", or "". */
-static void diagnosis_text(char *text, size_t size, const museum_bug bugs[2])
+enum { DIAGNOSIS_TEXT = DSV4_MISTAKES * 40 };
+
+/* "rope-half-split", "a + b + c", or "". */
+static void diagnosis_text(char *text, size_t size, const museum_bug *bugs)
 {
+    size_t length = 0;
     text[0] = '\0';
-    if (bugs[0] != BUG_NONE)
-        snprintf(text, size, "%s%s%s", museum_exhibits[bugs[0]].id,
-                 bugs[1] != BUG_NONE ? " + " : "",
-                 bugs[1] != BUG_NONE ? museum_exhibits[bugs[1]].id : "");
+    for (int i = 0; i < DSV4_MISTAKES && bugs[i] != BUG_NONE && length < size; i++)
+        length += (size_t)snprintf(text + length, size - length, "%s%s", i > 0 ? " + " : "",
+                                   museum_exhibits[bugs[i]].id);
+}
+
+static bool blames(const dsv4_result *r, museum_bug bug)
+{
+    for (int i = 0; i < DSV4_MISTAKES && r->bugs[i] != BUG_NONE; i++)
+        if (r->bugs[i] == bug)
+            return true;
+    return false;
+}
+
+static int64_t explained_by(const dsv4_report *report, museum_bug bug)
+{
+    int64_t count = 0;
+    for (int64_t i = 0; i < report->count; i++)
+        count += blames(&report->results[i], bug);
+    return count;
 }
 
 static const char *rule_of(const dsv4_result *r)
@@ -238,8 +254,8 @@ static void print_diagnosis(const dsv4_report *report, const dsv4_result *r, boo
     diagnosis_text(text, sizeof text, r->bugs);
     if (r->bugs[0] != BUG_NONE && (r->bugs[1] != BUG_NONE || told[r->bugs[0]])) {
         printf("    %s %s\n", r->nearly ? "nearly equals" : "equals", text);
-        print_story("    ", r->bugs[0], told);
-        print_story("    ", r->bugs[1], told);
+        for (int i = 0; i < DSV4_MISTAKES; i++)
+            print_story("    ", r->bugs[i], told);
     } else if (r->bugs[0] != BUG_NONE) {
         print_story(r->nearly ? "    nearly equals " : "    equals ", r->bugs[0], told);
     } else if (report->no_diagnosis) {
@@ -285,13 +301,11 @@ static void print_summary(const dsv4_report *report)
         const dsv4_result *r = &report->results[i];
         if (r->outcome == DSV4_FAILED && first == NULL)
             first = r->op;
-        for (int b = 0; b < 2; b++) {
+        for (int b = 0; b < DSV4_MISTAKES; b++) {
             museum_bug bug = r->bugs[b];
             if (bug == BUG_NONE || told[bug])
                 continue;
-            int64_t explains = 0;
-            for (int64_t j = i; j < report->count; j++)
-                explains += report->results[j].bugs[0] == bug || report->results[j].bugs[1] == bug;
+            int64_t explains = explained_by(report, bug);
             told[bug] = true;
             printf("  %s explains %" PRId64 " failure%s, first in %s (rule %s)\n",
                    museum_exhibits[bug].id, explains, explains == 1 ? "" : "s", r->op->name,
@@ -364,7 +378,7 @@ static json_t *json_number(double value)
 
 static json_t *json_failure(const dsv4_result *r)
 {
-    char text[1200], diagnosis[128];
+    char text[1200], diagnosis[DIAGNOSIS_TEXT];
     failure_text(text, sizeof text, r);
     diagnosis_text(diagnosis, sizeof diagnosis, r->bugs);
     json_t *failure = json_object();
@@ -404,6 +418,28 @@ static json_t *json_operator(const dsv4_report *report, const dsv4_operator *op)
     return row;
 }
 
+/* The mistakes that were found, in the order of the operators. */
+static json_t *json_mistakes(const dsv4_report *report)
+{
+    json_t *list = json_array();
+    bool told[BUGS] = {false};
+    for (int64_t i = 0; i < report->count; i++)
+        for (int b = 0; b < DSV4_MISTAKES; b++) {
+            museum_bug bug = report->results[i].bugs[b];
+            if (bug == BUG_NONE || told[bug])
+                continue;
+            told[bug] = true;
+            json_t *mistake = json_object();
+            json_object_set_new(mistake, "id", json_text(museum_exhibits[bug].id));
+            json_object_set_new(mistake, "rule", json_text(museum_exhibits[bug].rule));
+            json_object_set_new(mistake, "story", json_text(museum_exhibits[bug].story));
+            json_object_set_new(mistake, "operator", json_text(report->results[i].op->name));
+            json_object_set_new(mistake, "failures", json_integer(explained_by(report, bug)));
+            json_array_append_new(list, mistake);
+        }
+    return list;
+}
+
 static json_t *json_report(const dsv4_report *report)
 {
     json_t *root = json_object(), *operators = json_array(), *failures = json_array(),
@@ -434,6 +470,7 @@ static json_t *json_report(const dsv4_report *report)
                         json_integer(dsv4_report_count(report, NULL, DSV4_SKIPPED)));
     json_object_set_new(root, "operators", operators);
     json_object_set_new(root, "failures", failures);
+    json_object_set_new(root, "mistakes", json_mistakes(report));
     json_object_set_new(root, "failed_checks", checks);
     json_object_set_new(root, "notes", notes);
     return root;

@@ -4,8 +4,7 @@
 
 #include <stdio.h>
 
-#include "judge.h"
-#include "vectors/museum/museum.h"
+#include "diagnose.h"
 
 typedef enum { DSV4_PASSED, DSV4_FAILED, DSV4_SKIPPED, DSV4_OUTCOMES } dsv4_outcome;
 
@@ -17,7 +16,7 @@ typedef struct {
     dsv4_verdict verdict; /* of the answer, if there was one; */
     char message[1024];   /* else why not */
     double seconds;
-    museum_bug bugs[2];   /* the diagnosis */
+    museum_bug bugs[DSV4_MISTAKES]; /* the diagnosis */
     bool nearly;          /* it comes near the answer, and does not equal it within tolerance */
 } dsv4_result;
 

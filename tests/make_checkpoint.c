@@ -70,7 +70,7 @@ typedef struct {
     double offset, gain;
 } recipe;
 
-static recipe recipe_of(uint64_t seed, const char *name, int64_t cols)
+static recipe recipe_of(const make_options *options, const char *name, int64_t cols)
 {
     static const struct {
         const char *end;
@@ -79,7 +79,9 @@ static recipe recipe_of(uint64_t seed, const char *name, int64_t cols)
         {"norm.weight", 1, 0.1}, {"_scale", 0.75, 0.07}, {"_base", 0, 0.2}, {".ape", 0, 0.3},
         {".attn_sink", 0, 0.3},  {".bias", 0, 0.1},      {"embed.weight", 0, 1},
     };
-    recipe r = {key_of(seed, name), 0, 1 / sqrt((double)cols)};
+    recipe r = {key_of(options->seed, name), 0, 1 / sqrt((double)cols)};
+    if (options->mild && (ends_with(name, "wo_b.weight") || ends_with(name, ".w2.weight")))
+        r.gain /= 4;
     for (size_t i = 0; i < sizeof special / sizeof *special; i++)
         if (ends_with(name, special[i].end)) {
             r.offset = special[i].offset;
@@ -153,7 +155,7 @@ static stored *add(maker *m, const char *name, dsv4_dtype dtype, int rank, int64
 
 static void add_plain(maker *m, const dsv4_expected *e, dsv4_dtype dtype)
 {
-    recipe r = recipe_of(m->options->seed, e->name, e->cols);
+    recipe r = recipe_of(m->options, e->name, e->cols);
     stored *t = add(m, e->name, dtype, e->rank, e->rank == 2 ? e->rows : e->cols, e->cols);
     int64_t size = dsv4_dtype_size(dtype);
     for (int64_t i = 0; i < e->rows * e->cols; i++) {
@@ -175,7 +177,7 @@ static void add_quantised(maker *m, const dsv4_expected *e, bool fp4)
 {
     const int64_t height = fp4 ? 1 : 128, width = fp4 ? 32 : 128;
     const int64_t across = (e->cols + width - 1) / width;
-    recipe r = recipe_of(m->options->seed, e->name, e->cols);
+    recipe r = recipe_of(m->options, e->name, e->cols);
     int exponent;
     frexp(r.gain, &exponent);
     exponent -= fp4 ? 1 : 7; /* 3.5 gain is then at most 7 and 448: the largest codes are used */

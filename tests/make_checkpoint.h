@@ -22,6 +22,7 @@ typedef struct {
     bool tid2eid_i32; /* else I64 */
     bool model_prefix; /* names begin with "model." */
     bool scale_inv;    /* scales are called ".weight_scale_inv" */
+    bool mild;         /* sublayers add a quarter of what they would: roundings grow less on the way */
 } make_options;
 
 /* Writes config.json (`config_json` as it is) and the weights that it calls for, the MTP layers'

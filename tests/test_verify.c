@@ -46,7 +46,7 @@ static int scaled_rmsnorm(void *context, const dsv4_case *c, dsv4_case *answer, 
 
 /* Verifies an engine with the mistakes named, in float; "unknown" is one that the museum has not.
  * The report goes to report.json. */
-static int mistaken_main(int argc, char **argv)
+static int verify_mistaken(const char *vectors, int argc, char **argv)
 {
     museum_engine mistakes = {.arithmetic = MUSEUM_BINARY32, .seed = 5};
     dsv4_engine engine = {.name = "mistaken", .context = &mistakes, .answer = museum_answer};
@@ -57,9 +57,9 @@ static int mistaken_main(int argc, char **argv)
             museum_add_bug(&mistakes, museum_find(argv[i]));
         else
             return 3;
-    const dsv4_verify_options options = {.vectors = "golden", .numerics = {true, true}};
-    dsv4_report report = {.engine = "mistaken", .vectors = "golden", .tolerances = "fp32",
-                          .numerics = "both"};
+    const dsv4_verify_options options = {.vectors = vectors, .numerics = {true, true}};
+    dsv4_report report = {.engine = "mistaken", .tolerances = "fp32", .numerics = "both"};
+    snprintf(report.vectors, sizeof report.vectors, "%s", vectors);
     dsv4_error err = {""};
     int result = dsv4_verify(&options, &engine, &report, &err) != 0 ||
                  dsv4_report_json(&report, "report.json", &err) != 0 ? 2 : 0;
@@ -67,6 +67,16 @@ static int mistaken_main(int argc, char **argv)
         result = dsv4_report_count(&report, NULL, DSV4_FAILED) > 0;
     dsv4_report_free(&report);
     return result;
+}
+
+static int mistaken_main(int argc, char **argv)
+{
+    return verify_mistaken("golden", argc, argv);
+}
+
+static int mistaken_head_main(int argc, char **argv)
+{
+    return verify_mistaken("golden-head", argc, argv);
 }
 
 /* Every failure of `op` has this diagnosis; returns how many there are. */
@@ -113,6 +123,49 @@ static void two_mistakes_test(void **state)
                         "rmsnorm-weight-plus-one"), 1,
            "equals rmsnorm-eps-outside-root + rmsnorm-weight-plus-one\n", NULL);
     assert_int_equal(diagnosed("rmsnorm", "rmsnorm-eps-outside-root + rmsnorm-weight-plus-one"), 3);
+}
+
+static dsv4_case head_case(void)
+{
+    enum { T = 3, N = 2, D = 8, V = 5 };
+    static const struct { const char *name; int rank; int64_t shape[3]; } ins[] = {
+        {"h", 3, {T, N, D}}, {"hc_head_fn", 2, {N, N * D}}, {"hc_head_base", 1, {N}},
+        {"hc_head_scale", 1, {1}}, {"norm.weight", 1, {D}}, {"head.weight", 2, {V, D}},
+    };
+    dsv4_case c = golden_case("head", "small", DSV4_EXACT);
+    dsv4_case_set(&c, "rms_norm_eps", 1e-2);
+    dsv4_case_set(&c, "hc_mult", N);
+    dsv4_case_set(&c, "hc_eps", 1e-3);
+    for (unsigned i = 0; i < sizeof ins / sizeof *ins; i++)
+        golden_fill(dsv4_case_add_in(&c, ins[i].name, DSV4_FORMAT_BF16, ins[i].rank, ins[i].shape),
+                    20 + i);
+    golden_answer(&c);
+    return c;
+}
+
+/* An operator whose parts are wrong and which is wrong itself: what was found in the parts, and one
+ * more. */
+static void mistakes_of_parts_test(void **state)
+{
+    (void)state;
+    dsv4_error err = {""};
+    dsv4_case head = head_case();
+    golden_write("golden-head");
+    assert_int_equal(dsv4_case_file_write("golden-head/head_exact.h5", &head, 1, &err), 0);
+    dsv4_case_free(&head);
+    expect(command_call(mistaken_head_main, "mistaken", "rmsnorm-eps-outside-root",
+                        "rmsnorm-weight-plus-one"), 1, NULL, NULL);
+    assert_int_equal(diagnosed("head", "rmsnorm-eps-outside-root + rmsnorm-weight-plus-one"), 1);
+    expect(command_call(mistaken_head_main, "mistaken", "rmsnorm-eps-outside-root",
+                        "rmsnorm-weight-plus-one", "head-mean-of-streams"), 1,
+           "head-mean-of-streams explains 1 failure, first in head", NULL);
+    assert_int_equal(diagnosed("head", "rmsnorm-eps-outside-root + rmsnorm-weight-plus-one + "
+                                       "head-mean-of-streams"), 1);
+    json_t *root = json_load_file("report.json", 0, NULL);
+    json_t *last = json_array_get(json_object_get(root, "mistakes"), 2);
+    assert_string_equal(json_string_value(json_object_get(last, "id")), "head-mean-of-streams");
+    assert_int_equal(json_integer_value(json_object_get(last, "failures")), 1);
+    json_decref(root);
 }
 
 static void unknown_mistake_test(void **state)
@@ -297,6 +350,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(diagnosis_test),       cmocka_unit_test(two_mistakes_test),
+       cmocka_unit_test(mistakes_of_parts_test),
         cmocka_unit_test(unknown_mistake_test), cmocka_unit_test(reference_test),
         cmocka_unit_test(arguments_test),       cmocka_unit_test(find_vectors_test),
         cmocka_unit_test(report_files_test),    cmocka_unit_test(manifest_test),

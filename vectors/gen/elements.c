@@ -81,7 +81,7 @@ static void blocks(gen *g, const char *name, int64_t rows, int64_t width, int64_
             if (t == 0)
                 value = 0;
             else if (t == 1)
-                value = gen_normal(g) * 0x1p-18;
+                value = gen_normal(g) * 0x1p-30;
             else if (t == 2 && i % block == 3)
                 value = top * size;
             else if (t == 2)
@@ -179,6 +179,8 @@ static void frequencies(gen *g)
     rope_parameters(g);
     if (g->plan->n[5] == 1)
         gen_set(g, "factor", 0); /* no rope_scaling */
+    if (g->plan->n[5] == 3) /* hi falls behind the last pair */
+        gen_set(g, "compress_rope_theta", 10000);
     if (g->plan->n[5] == 2) { /* lo = hi: the ramp's span of 0 becomes 0.001 */
         gen_set(g, "beta_fast", 1);
         gen_set(g, "beta_slow", 1);
@@ -302,6 +304,8 @@ const gen_plan gen_elements[] = {
      frequencies, {0, 0, 8, 1, 1}, {0}},
     {"rope_frequencies", "no-scaling", "", "without rope_scaling the frequencies stay", BOTH,
      frequencies, {0, 0, 64, 1, 0, 1}, {0}},
+    {"rope_frequencies", "ramp-beyond", "seam", "hi is 33 of 32 pairs: it is bounded by R - 1, not by "
+     "the number of pairs", BOTH, frequencies, {0, 0, 64, 1, 0, 3}, {0}},
     {"rope_frequencies", "span-zero", "seam", "lo = hi: the span 0 becomes 0.001", BOTH, frequencies,
      {0, 0, 8, 1, 1, 2}, {0}},
     {"rope", "tiny-swa", "", "4 of 8 pairs rotate", BOTH, rope, {6, 16, 8, 0, 1, 0}, {0}},

@@ -97,7 +97,7 @@ static void mhc_post(gen *g)
 
 /* ---- gate: n = T, D, E, k, V, kind; x = scaling factor, gain of the bias ---- */
 
-enum { ORDINARY, TIES, NOT_NORMALISED, RECIPE };
+enum { ORDINARY, TIES, NOT_NORMALISED, RECIPE, DEEP };
 
 static void gate_parameters(gen *g)
 {
@@ -111,14 +111,19 @@ static float *gate_input(gen *g)
 {
     const int64_t *n = g->plan->n;
     gate_parameters(g);
-    gen_values(g, "x", GEN_DIMS(n[0], n[1]), 0, 1);
+    float *x = gen_values(g, "x", GEN_DIMS(n[0], n[1]), 0, 1);
+    for (int64_t t = 0; n[5] == DEEP && t < n[0]; t++) /* logits around -30 */
+        x[t * n[1]] = 1;
     if (n[5] == RECIPE) {
         gen_matrix_recipe(g, "w", PLAIN, n[2], n[1]);
         dsv4_array *w = &g->c->in[g->c->ins - 1];
         snprintf(w->name, sizeof w->name, "weight");
         return NULL;
     }
-    return gen_values(g, "weight", GEN_DIMS(n[2], n[1]), 0, 1.5 / sqrt((double)n[1]));
+    float *weight = gen_values(g, "weight", GEN_DIMS(n[2], n[1]), 0, 1.5 / sqrt((double)n[1]));
+    for (int64_t e = 0; n[5] == DEEP && e < n[2]; e++)
+        weight[e * n[1]] = -30;
+    return weight;
 }
 
 static void gate_score(gen *g)
@@ -276,6 +281,8 @@ const gen_plan gen_mixture[] = {
      {3, 32, 4, 4, 0, ORDINARY}, {2.5, 0.25}},
     {"gate_score", "one-expert", "seam", "k = 1: the normalised weight is the factor", BOTH,
      gate_score, {4, 32, 8, 1, 0, ORDINARY}, {1.5, 0.25}},
+    {"gate_score", "small-scores", "seam", "logits around -30: scores below 1e-6, which the division by "
+     "their sum makes ordinary", BOTH, gate_score, {4, 32, 8, 2, 0, DEEP}, {1.5, 0.5}},
     {"gate_score", "not-normalised", "", "norm_topk_prob false: no division by the sum", BOTH,
      gate_score, {4, 32, 8, 3, 0, NOT_NORMALISED}, {1.5, 0.25}},
     {"gate_score", "real", "real-size recipe", "6 of 256 experts from 4096 values, as in Flash", BOTH,

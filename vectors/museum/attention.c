@@ -34,8 +34,14 @@ typedef struct {
     int64_t *row;   /* [places]: its row of the schedule */
     int64_t *begin; /* [places]: the token of its sequence that its call begins with */
     int64_t *end;   /* [places]: and the one after the last of its call */
-    int64_t *pad;   /* [sequences]: how many of them are padding; 0 without the bug below */
+    int64_t *pad;   /* [sequences]: how many of them are padding; 0 without the bugs below */
+    int64_t *owner; /* [rows]: the sequence as which a row attends, or -1 */
 } lines;
+
+bool m_takes_padding(const museum *m)
+{
+    return bug(m, COMPRESSOR_COUNTS_PADDING) || bug(m, COMPRESSOR_POOLS_PADDING);
+}
 
 /* Rows of padding directly in front of a sequence's first row. */
 static int64_t padding_before(const dsv4_schedule *schedule, int64_t row)
@@ -62,17 +68,22 @@ static lines lines_of(const museum *m, const dsv4_schedule *schedule)
     int64_t sequences = schedule->sequences;
     lines l = {.first = new_indices(sequences + 1), .row = new_indices(schedule->rows),
                .begin = new_indices(schedule->rows), .end = new_indices(schedule->rows),
-               .pad = new_indices(sequences)};
+               .pad = new_indices(sequences), .owner = new_indices(schedule->rows)};
+    for (int64_t row = 0; row < schedule->rows; row++)
+        l.owner[row] = schedule->sequence[row];
     int64_t places = 0;
     for (int64_t s = 0; s < sequences; s++) {
         l.first[s] = places;
         for (int64_t row = 0; row < schedule->rows; row++) {
             if (schedule->sequence[row] != s)
                 continue;
-            if (places == l.first[s] && bug(m, COMPRESSOR_COUNTS_PADDING))
+            if (places == l.first[s] && m_takes_padding(m))
                 l.pad[s] = padding_before(schedule, row);
-            for (int64_t i = places == l.first[s] ? l.pad[s] : 0; i >= 0; i--)
+            for (int64_t i = places == l.first[s] ? l.pad[s] : 0; i >= 0; i--) {
                 l.row[places++] = row - i;
+                if (bug(m, COMPRESSOR_POOLS_PADDING)) /* at position 0, it sees the first token */
+                    l.owner[row - i] = s;
+            }
         }
         mark_calls(schedule, &l, l.first[s], places);
     }
@@ -82,7 +93,7 @@ static lines lines_of(const museum *m, const dsv4_schedule *schedule)
 
 static void lines_free(lines *l)
 {
-    free(l->first), free(l->row), free(l->begin), free(l->end), free(l->pad);
+    free(l->first), free(l->row), free(l->begin), free(l->end), free(l->pad), free(l->owner);
 }
 
 /* The row of token t, padding not counted. */
@@ -169,15 +180,20 @@ static void pool(museum *m, const item *items, int64_t count, int64_t own, int64
     free(p), free(weight), free(a);
 }
 
-/* The rotation of a compressed entry, by its own group. */
-static void rotate_entry(museum *m, const double *freq, int64_t ratio, int64_t group, int direction,
+/* Where an entry stands. `pad` rows of padding are in front of its sequence. */
+static int64_t entry_position(const museum *m, int64_t ratio, int64_t group, int64_t pad)
+{
+    if (bug(m, COMPRESSED_AT_GROUP_INDEX))
+        return group;
+    if (bug(m, COMPRESSED_AT_LAST_TOKEN))
+        return group * ratio + ratio - 1;
+    return bug(m, COMPRESSOR_POOLS_PADDING) ? most(0, group * ratio - pad) : group * ratio;
+}
+
+/* The rotation of a compressed entry. */
+static void rotate_entry(museum *m, const double *freq, int64_t position, int direction,
                          double *entry, int64_t d)
 {
-    int64_t position = group * ratio;
-    if (bug(m, COMPRESSED_AT_GROUP_INDEX))
-        position = group;
-    if (bug(m, COMPRESSED_AT_LAST_TOKEN))
-        position = group * ratio + ratio - 1;
     if (bug(m, COMPRESSED_NOT_ROTATED))
         return;
     double *main_freq = new_values(m->config->qk_rope_head_dim);
@@ -188,15 +204,15 @@ static void rotate_entry(museum *m, const double *freq, int64_t ratio, int64_t g
     free(main_freq);
 }
 
-void m_compressor_entry(museum *m, const dsv4_matrix *norm, bool index, int64_t ratio,
-                        const double *freq, int64_t group, double *entry)
+static void finish_entry(museum *m, const dsv4_matrix *norm, bool index, const double *freq,
+                         int64_t position, double *entry)
 {
     int64_t d = norm->cols;
     bool norm_last = bug(m, COMPRESSOR_NORM_AFTER_ROPE);
     m_bf16_all(m, entry, d);
     if (!norm_last && !bug(m, COMPRESSOR_NORM_MISSING))
         m_rmsnorm(m, norm, entry, 1, entry);
-    rotate_entry(m, freq, ratio, group, 1, entry, d);
+    rotate_entry(m, freq, position, 1, entry, d);
     if (norm_last)
         m_rmsnorm(m, norm, entry, 1, entry);
     if (!index) {
@@ -207,6 +223,12 @@ void m_compressor_entry(museum *m, const dsv4_matrix *norm, bool index, int64_t 
     if (!bug(m, COMPRESSOR_HADAMARD_MISSING))
         m_hadamard(m, entry, d);
     m_qdq_index(m, entry, d);
+}
+
+void m_compressor_entry(museum *m, const dsv4_matrix *norm, bool index, int64_t ratio,
+                        const double *freq, int64_t group, double *entry)
+{
+    finish_entry(m, norm, index, freq, entry_position(m, ratio, group, 0), entry);
 }
 
 /* a and z [rows, c d] of every row: products with x, and the ape. */
@@ -280,7 +302,8 @@ double *m_compress(museum *m, const dsv4_compressor *w, bool index, int64_t rati
             int64_t own = 0;
             int64_t n = group_items(m, &l, s, ratio, group, width / d, d, a, z, zeros, items, &own);
             pool(m, items, n, own, d, entry);
-            m_compressor_entry(m, &w->norm, index, ratio, freq, group, entry);
+            finish_entry(m, &w->norm, index, freq, entry_position(m, ratio, group, l.pad[s]),
+                         entry);
         }
     }
     free(items), free(zeros), free(a), free(z);
@@ -448,7 +471,7 @@ static void attend(museum *m, double scale, const double *q, const listed *l, do
 {
     int64_t d = m->config->head_dim;
     for (int64_t i = 0; i < l->count; i++)
-        logit[i] = m_op(m, m_dot(m, q, l->key[i], d) * scale);
+        logit[i] = m_mid(m, m_op(m, m_dot(m, q, l->key[i], d) * scale));
     if (bug(m, SINK_AS_ENTRY) && l->count > 0)
         logit[0] = m_op(m, logit[0] + sink);
 
@@ -662,8 +685,8 @@ static void make_values(museum *m, sublayer *a)
         m_rope(m, a->own, a->scaled, a->position[row], -1, a->values + row * d, d);
     for (int64_t s = 0; s < a->schedule->sequences && a->first != NULL; s++)
         for (int64_t i = a->first[s]; i < a->first[s + 1]; i++)
-            rotate_entry(m, a->freq, a->layer->ratio, i - a->first[s], -1, a->values + (N + i) * d,
-                         d);
+            rotate_entry(m, a->freq, entry_position(m, a->layer->ratio, i - a->first[s],
+                                                    a->lines.pad[s]), -1, a->values + (N + i) * d, d);
 }
 
 static int64_t window_width(const museum *m, const dsv4_schedule *schedule, int64_t row)
@@ -707,13 +730,14 @@ static int64_t left_over(const sublayer *a, int64_t row, int64_t n, int64_t W, i
 /* Slots of the window, oldest first, the empty ones last -> how many there are. */
 static int64_t list_window(const museum *m, const sublayer *a, int64_t row, int64_t *list)
 {
-    int64_t W = window_width(m, a->schedule, row), t = a->schedule->position[row], n = 0;
+    int64_t W = window_width(m, a->schedule, row), n = 0;
+    int64_t t = most(0, a->schedule->position[row]);
     int64_t last = bug(m, WINDOW_PAST_ONLY) ? t - 1 : t;
     if (bug(m, SEQUENCES_MIXED))
         n = mixed_window(a, row, W, list);
     else
         for (int64_t i = most(0, last - W + 1); i <= last; i++)
-            list[n++] = row_of(&a->lines, a->schedule->sequence[row], i);
+            list[n++] = row_of(&a->lines, a->lines.owner[row], i);
     if (bug(m, STATE_NOT_RESET))
         n = left_over(a, row, n, W, list);
     while (n < W)
@@ -721,17 +745,30 @@ static int64_t list_window(const museum *m, const sublayer *a, int64_t row, int6
     return n;
 }
 
+/* How many groups the token at `position` sees, of those that are there. */
+static int64_t seen_groups(const museum *m, const sublayer *a, int64_t s, int64_t position,
+                           int64_t there)
+{
+    int64_t place = a->lines.pad[s] + position, i = a->lines.first[s] + place;
+    bool alone = a->lines.end[i] - a->lines.begin[i] == 1;
+    if (!bug(m, COMPRESSOR_COUNTS_PADDING))
+        return least(visible(m, place, a->layer->ratio), there);
+    /* By its own count, not by theirs; decoding in HCA asks for no count. */
+    if (a->lines.pad[s] > 0 && alone && a->layer->kind == DSV4_HCA)
+        return there;
+    return least(visible(m, position, a->layer->ratio), there);
+}
+
 /* The groups that the token of this row attends to, in the order of slots -> how many. */
 static int64_t choose_groups(museum *m, const sublayer *a, int64_t row, int64_t *group)
 {
     const dsv4_config *config = m->config;
-    int64_t s = a->schedule->sequence[row], r = a->layer->ratio;
-    int64_t t = a->lines.pad[s] + a->schedule->position[row];
+    int64_t s = a->lines.owner[row], r = a->layer->ratio;
+    int64_t position = most(0, a->schedule->position[row]), t = a->lines.pad[s] + position;
     int64_t there = emitted(m, a->lines.end[a->lines.first[s] + t], r);
-    int64_t seen = visible(m, t, r), from = 0;
+    int64_t seen = seen_groups(m, a, s, position, there), from = 0;
     if (group_end(m, &a->lines, s, r, t / r) < (t / r + 1) * r)
-        seen = t / r + 1; /* PARTIAL_GROUP */
-    seen = least(seen, there);
+        seen = least(t / r + 1, there); /* PARTIAL_GROUP */
 
     if (bug(m, COMPRESSED_IGNORED))
         return 0;
@@ -758,7 +795,7 @@ static void attend_all(museum *m, const sublayer *a, double *core_out)
     double scale = logit_scale(m, a->compressed), *sink = m_vector(m, &a->layer->attn.attn_sink);
     int64_t *list = new_indices(m->config->sliding_window + 1 + a->count);
     for (int64_t row = 0; row < N; row++) {
-        int64_t s = a->schedule->sequence[row];
+        int64_t s = a->lines.owner[row];
         if (s < 0)
             continue;
         int64_t slots = list_window(m, a, row, list);
@@ -804,7 +841,8 @@ void m_attention(museum *m, const dsv4_layer *layer, const dsv4_schedule *schedu
     double *core_out = new_values(N * H * d);
     attend_all(m, &a, core_out);
     outputs(m, layer, a.own, a.scaled, a.position, N, core_out, y);
-    copy_rows(schedule, y, layer->attn.wo_b.rows, y);
+    if (!m_takes_padding(m))
+        copy_rows(schedule, y, layer->attn.wo_b.rows, y);
 
     free(core_out);
     if (a.values != a.entries)
@@ -954,7 +992,7 @@ static int answer_output(museum *m, const dsv4_case *c, dsv4_case *answer, dsv4_
     dsv4_layer layer = {.index = 0};
     layer.attn.wo_a = dsv4_case_matrix(c, "wo_a");
     layer.attn.wo_b = dsv4_case_matrix(c, "wo_b");
-    bool compressed = param_bool(c, "compressed", false);
+    bool compressed = param_bool(c, "compressed", false) && !bug(m, ATTENTION_THETA_MAIN);
     double *core_out = dsv4_case_values(c, "core"), *freq = frequencies(m, compressed);
     double *y = give(answer, "y", 2, (int64_t[]){T, layer.attn.wo_b.rows});
     outputs(m, &layer, freq, compressed, position, T, core_out, y);

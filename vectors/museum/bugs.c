@@ -39,6 +39,10 @@ const museum_exhibit museum_exhibits[BUGS] = {
     [SCALE_IGNORED] = {"scale-ignored", "linear_fp8", "quant.fp8.1", WRONG_BOTH,
         "Codes are used without their scales: a loader that knows \"weight_scale_inv\" finds no "
         "tensor of that name and goes on without."},
+    [FP8_SCALE_EVEN_SPLIT] = {"fp8-scale-even-split", "linear_fp8", "quant.fp8.1", WRONG_BOTH,
+        "The size of a block is made of the shapes, as rows over rows of scales, instead of 128. A "
+        "last block that is not full then takes rows from those before it. Found in "
+        "nano-deepseek-v4 0.2.0."},
     [ACT_QUANT_MISSING] = {"act-quant-missing", "quant_act", "linear.quant.1", WRONG_RELEASED,
         "The input of an FP8 or FP4 product is used as it is, as weight-only kernels do. That is "
         "the exact contract, and some 2 % off per value from what the released code computes."},
@@ -115,7 +119,7 @@ const museum_exhibit museum_exhibits[BUGS] = {
         "One norm is taken over all heads of a token, as in models that normalise queries before "
         "the split into heads. The sizes of the heads relative to each other remain."},
     [HEAD_NORM_BINARY32] = {"head-norm-binary32", "rmsnorm_head", "rmsnorm.head.2",
-        WRONG_RELEASED,
+        WRONG_RELEASED | FINE_IN_BF16,
         "The per-head normalisation is done in binary32 with one rounding at the end, where the "
         "released code rounds every step to bf16. Better arithmetic, but whole heads differ by up "
         "to a bf16 step or two."},
@@ -317,7 +321,7 @@ const museum_exhibit museum_exhibits[BUGS] = {
     [GATE_ALWAYS_NORMALISED] = {"norm-topk-prob-ignored", "gate_score", "gate.weight.2", WRONG_BOTH,
         "The division by the sum is done whatever norm_topk_prob says. No released model says "
         "false, so only a fine-tune or a test can tell."},
-    [GATE_BF16_SCORES] = {"gate-logits-bf16", "gate_score", "gate.score.1", WRONG_RELEASED,
+    [GATE_BF16_SCORES] = {"gate-logits-bf16", "gate_score", "gate.score.1", WRONG_BOTH | FINE_IN_BF16,
         "The gate is an ordinary bf16 linear, so its logits are rounded to bf16 before the "
         "score. Close experts tie or change places, and a few tokens are routed differently; "
         "the released code keeps binary32 here. In exact it is what any bf16 engine may do."},
@@ -473,8 +477,13 @@ const museum_exhibit museum_exhibits[BUGS] = {
     [COMPRESSOR_COUNTS_PADDING] = {"compressor-counts-padding", "compressor_csa",
         "compressor.group.1", WRONG_BOTH,
         "In a batch padded in front the compressor counts the padding as tokens: groups begin at "
-        "the padding, pool it, and stand at other positions. The window is masked and stays "
-        "right."},
+        "the padding, pool it, and stand as many positions too late. The window is masked and "
+        "stays right. Found in transformers 5.23.0."},
+    [COMPRESSOR_POOLS_PADDING] = {"compressor-pools-padding", "compressor_csa",
+        "compressor.group.1", WRONG_BOTH,
+        "In a batch padded in front groups begin at the padding and pool it; but an entry stands "
+        "at the position of its first token, or at 0 where that is padding. Found in "
+        "nano-deepseek-v4 0.2.0."},
     [COMPRESSED_THETA_MAIN] = {"compressed-theta-main", "compressor_entry",
         "rope.theta.1", WRONG_BOTH,
         "Compressed entries are rotated with rope_theta and without YaRN, while queries and "
@@ -593,7 +602,7 @@ const museum_exhibit museum_exhibits[BUGS] = {
     [KV_NOT_ROTATED] = {"kv-not-rotated", "attention_swa", "attention.kv.2", WRONG_BOTH,
         "Window entries are not rotated, though queries and compressed entries are: values are "
         "not rotated elsewhere, and here they are the keys."},
-    [KEYS_ONLY_ROTATED] = {"keys-only-rotated", "attention_output", "attention.out.1", WRONG_BOTH,
+    [KEYS_ONLY_ROTATED] = {"keys-only-rotated", "attention_swa", "attention.out.1", WRONG_BOTH,
         "Keys are rotated, values are not, and the output is not rotated back: the usual "
         "attention. Here a value keeps its rotation, so that the output carries relative "
         "positions."},
@@ -635,7 +644,7 @@ const museum_exhibit museum_exhibits[BUGS] = {
     [MTP_COLLAPSED] = {"mtp-collapsed", "mtp", "mtp.stream.1", WRONG_BOTH,
         "The streams are averaged before h_proj, and every stream of MTP's block starts the same, "
         "as after an embedding. Models without hyper-connections hand over one hidden state."},
-    [MTP_MAIN_HC_HEAD] = {"mtp-main-hc-head", "forward", "mtp.head.1", WRONG_BOTH,
+    [MTP_MAIN_HC_HEAD] = {"mtp-main-hc-head", "mtp", "mtp.head.1", WRONG_BOTH,
         "MTP's streams collapse with the model's hc_head in place of their own. The names are the "
         "same but for the prefix mtp.0."},
 
@@ -660,12 +669,16 @@ const museum_exhibit museum_exhibits[BUGS] = {
         WRONG_BOTH,
         "The matrix starts as sigmoid + eps instead of the softmax of its rows, and all rounds "
         "divide rows, then columns. Found in nano-deepseek-v4 0.2.0."},
-    [ATTENTION_THETA_MAIN] = {"attention-theta-main", "attention_csa", "rope.theta.1", WRONG_BOTH,
+    [ATTENTION_THETA_MAIN] = {"attention-theta-main", "attention_output", "rope.theta.1", WRONG_BOTH,
         "In CSA and HCA layers queries, window keys and the rotation back use rope_theta without "
         "YaRN; only compressed entries use compress_rope_theta. Its name suggests it. Found in "
         "nano-deepseek-v4 0.2.0."},
     [GATE_SUM_OF_ALL] = {"gate-sum-of-all", "gate_score", "gate.weight.1", WRONG_BOTH,
         "Weights are divided by the sum over all experts instead of the chosen ones."},
+    [GATE_SUM_FLOOR] = {"gate-sum-floor", "gate_score", "gate.weight.1", WRONG_BOTH,
+        "The sum of the chosen scores is not let below 1e-6 before the division, to be safe; where "
+        "all logits are below -28 the weights then come out too small. Found in nano-deepseek-v4 "
+        "0.2.0."},
     [EXPERT_SWIGLU_OAI] = {"expert-swiglu-oai", "expert", "expert.act.1", WRONG_BOTH,
         "g sigmoid(1.702 g) (v + 1): the clamped SwiGLU of another open model, which has the same "
         "limits."},
@@ -675,7 +688,7 @@ const museum_exhibit museum_exhibits[BUGS] = {
         "The final norm is left out: the collapse is taken for one."},
     [HEAD_SCALE_MISSING] = {"head-scale-missing", "head", "head.mix.2", WRONG_BOTH,
         "hc_head_scale is left out of the head's mix."},
-    [MTP_HEAD_COLLAPSED] = {"mtp-head-collapsed", "forward", "mtp.stream.1", WRONG_BOTH,
+    [MTP_HEAD_COLLAPSED] = {"mtp-head-collapsed", "mtp", "mtp.stream.1", WRONG_BOTH,
         "MTP gets what the head matrix gets, the collapsed and normalised vector of the main "
         "model, in place of every stream: as MTP was in the generation before. Found in "
         "nano-deepseek-v4 0.2.0."},

@@ -124,6 +124,10 @@ static double fp8_scale(const museum *m, const dsv4_matrix *w, int64_t row, int6
 {
     int64_t across = (w->cols + 127) / 128, down = (w->rows + 127) / 128;
     int64_t i = row / 128, j = col / 128;
+    if (bug(m, FP8_SCALE_EVEN_SPLIT)) {
+        i = row / ((w->rows + down - 1) / down);
+        j = col / ((w->cols + across - 1) / across);
+    }
     if (bug(m, FP8_SCALE_TRANSPOSED))
         return decode_e8m0(m, w->scale[j * down + i]);
     if (bug(m, FP8_SCALE_PER_ROW))

@@ -283,6 +283,8 @@ static void weigh(museum *m, bool hash, double sum_of_all, double *weight)
     double sum = divided && !bug(m, GATE_NOT_NORMALISED) ? m_sum(m, weight, k, 1) : 1;
     if (bug(m, GATE_SUM_OF_ALL))
         sum = sum_of_all;
+    if (bug(m, GATE_SUM_FLOOR))
+        sum = fmax(sum, 1e-6);
     for (int64_t i = 0; i < k; i++) {
         double share = m_op(m, weight[i] / sum);
         if (hash && bug(m, HASH_UNIFORM))
@@ -354,7 +356,7 @@ static double activate(museum *m, bool shared, double weight, double g, double v
     }
     if (bug(m, EXPERT_SWIGLU_OAI)) /* of another open model */
         return m_op(m, m_op(m, g * sigmoid(m, 1.702 * g)) * (v + 1) * weight);
-    double silu = bug(m, EXPERT_GELU) ? gelu(m, g) : m_op(m, g * sigmoid(m, g));
+    double silu = bug(m, EXPERT_GELU) ? gelu(m, g) : m_mid(m, g * m_mid(m, sigmoid(m, g)));
     if (clamps && bug(m, LIMIT_ON_PRODUCT))
         return m_op(m, weight * at_most(limit, at_least(-limit, silu * v)));
     if (clamps && bug(m, LIMIT_ON_SILU))

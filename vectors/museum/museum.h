@@ -22,7 +22,7 @@ typedef enum {
     ACT_QUANT_MISSING, ACT_QUANT_WHOLE_ROW, ACT_QUANT_EXACT_SCALE, ACT_QUANT_SCALE_FLOOR,
     ACT_QUANT_FLOOR_MISSING, KV_QDQ_IDENTITY, KV_QDQ_ROPE_TOO, KV_QDQ_BLOCK_128,
     INDEX_QDQ_MISSING, INDEX_QDQ_WHOLE_HEAD, LINEAR_TRANSPOSED, GROUPED_INTERLEAVED,
-    GROUPED_QUANTISED, FP4_INPUT_NOT_QUANTISED,
+    GROUPED_QUANTISED, FP4_INPUT_NOT_QUANTISED, FP8_SCALE_EVEN_SPLIT,
     /* rmsnorm */
     RMSNORM_EPS_MISSING, RMSNORM_EPS_OUTSIDE_ROOT, RMSNORM_WEIGHT_PLUS_ONE, RMSNORM_CENTRED,
     RMSNORM_SUM, HEAD_NORM_MISSING, HEAD_NORM_EPS_MISSING, HEAD_NORM_ALL_HEADS, HEAD_NORM_WEIGHTED,
@@ -49,7 +49,7 @@ typedef enum {
     COMPRESSOR_HADAMARD_MISSING, OVERLAP_SWAPPED, OVERLAP_FROM_CURRENT, OVERLAP_MISSING,
     OVERLAP_GROUP_0_ZEROS, APE_MISSING, APE_FROM_CALL, APE_ON_VALUES, SOFTMAX_OVER_CHANNELS,
     SOFTMAX_PER_HALF, COMPRESSOR_MEAN, PARTIAL_GROUP, COMPRESSOR_STATE_LOST,
-    COMPRESSOR_COUNTS_PADDING, COMPRESSED_THETA_MAIN,
+    COMPRESSOR_COUNTS_PADDING, COMPRESSED_THETA_MAIN, COMPRESSOR_POOLS_PADDING,
     /* indexer */
     INDEX_QUERY_NOT_ROTATED, INDEX_QUERY_NORMALISED, INDEX_HADAMARD_MISSING, INDEX_SCALE_MISSING,
     INDEX_RELU_MISSING, INDEX_RELU_AFTER_WEIGHT, INDEX_RELU_AFTER_SUM, INDEX_WEIGHT_SIGMOID,
@@ -66,7 +66,7 @@ typedef enum {
     GATE_SIGMOID, GATE_NO_ROOT, GATE_ALWAYS_NORMALISED, GATE_BF16_SCORES, HASH_BY_SCORE, HASH_UNIFORM,
     LIMIT_MISSING, LIMIT_ON_SILU, LIMIT_G_BOTH_SIDES, LIMIT_V_ONE_SIDE, LIMIT_0_CLAMPS,
     EXPERT_W1_W3_SWAPPED, EXPERT_GELU, WEIGHT_AFTER_W2, WEIGHT_ON_INPUT, SHARED_UNCLAMPED,
-    SHARED_WEIGHTED, SHARED_MISSING, MOE_HASH_IGNORED, GATE_SUM_OF_ALL, EXPERT_SWIGLU_OAI,
+    SHARED_WEIGHTED, SHARED_MISSING, MOE_HASH_IGNORED, GATE_SUM_OF_ALL, GATE_SUM_FLOOR, EXPERT_SWIGLU_OAI,
     LIMIT_ON_PRODUCT,
     /* block, head, mtp, forward */
     BLOCK_HC_SWAPPED, BLOCK_NORM_MISSING, HEAD_NORM_FIRST, HEAD_NO_EPS, HEAD_MEAN,
@@ -84,13 +84,16 @@ enum { MUSEUM_WORDS = 4 }; /* 256 bugs at most */
 
 /* Where a variant is wrong. Elsewhere it changes no result by more than the freedom that the
  * contract leaves, and must be accepted. */
-typedef enum { WRONG_NOWHERE, WRONG_EXACT = 1, WRONG_RELEASED = 2, WRONG_BOTH = 3 } museum_wrong;
+typedef enum {
+    WRONG_NOWHERE, WRONG_EXACT = 1, WRONG_RELEASED = 2, WRONG_BOTH = 3,
+    FINE_IN_BF16 = 4 /* added: an engine that declares bf16 may */
+} museum_wrong;
 
 typedef struct {
     const char *id;        /* "rope-half-split" */
     const char *operator;  /* the first of the table that shows it */
     const char *rule;      /* that it breaks */
-    museum_wrong wrong;
+    int wrong;             /* of museum_wrong */
     const char *story;     /* what the mistake is, how people come to it, what it does */
 } museum_exhibit;
 
@@ -230,6 +233,9 @@ void m_attention_output(museum *m, const dsv4_layer *layer, const double *freq, 
 /* x [N, D] -> y [N, D] and, unless NULL, q [N, H, d], kv [N, d]; padding rows become NaN. */
 void m_attention(museum *m, const dsv4_layer *layer, const dsv4_schedule *schedule,
                  const double *x, double *y, double *q, double *kv);
+
+/* Whether rows of padding go through the layers as tokens do. */
+bool m_takes_padding(const museum *m);
 
 /* block, mtp, forward: vectors/museum/whole.c */
 void m_block(museum *m, const dsv4_layer *layer, const dsv4_schedule *schedule, const int64_t *ids,

@@ -17,6 +17,12 @@ static bool padding(const dsv4_schedule *schedule, int64_t row)
     return schedule->sequence[row] < 0;
 }
 
+/* Whether a row is left out. */
+static bool skipped(const museum *m, const dsv4_schedule *schedule, int64_t row)
+{
+    return padding(schedule, row) && !m_takes_padding(m);
+}
+
 static void forget(double *row, int64_t width)
 {
     for (int64_t i = 0; i < width; i++)
@@ -45,12 +51,12 @@ static void attention_half(museum *m, const dsv4_layer *layer, const dsv4_hc *hc
     double *post = new_values(N * n), *comb = new_values(N * n * n);
     double *x = new_values(N * D), *y = new_values(N * D);
     for (int64_t i = 0; i < N; i++)
-        if (!padding(schedule, i))
+        if (!skipped(m, schedule, i))
             gather(m, hc, &layer->attn_norm, h + i * n * D, post + i * n, comb + i * n * n,
                    x + i * D);
     m_attention(m, layer, schedule, x, y, q, kv);
     for (int64_t i = 0; i < N; i++)
-        if (!padding(schedule, i))
+        if (!skipped(m, schedule, i))
             m_mhc_post(m, post + i * n, comb + i * n * n, y + i * D, h + i * n * D);
     free(post);
     free(comb);
@@ -85,7 +91,7 @@ void m_block(museum *m, const dsv4_layer *layer, const dsv4_schedule *schedule, 
     }
     attention_half(m, layer, attn, schedule, h, q, kv);
     for (int64_t i = 0; i < schedule->rows; i++) {
-        if (padding(schedule, i))
+        if (skipped(m, schedule, i))
             forget(h + i * nD, nD);
         else
             mixture_half(m, layer, ffn, ids[i], h + i * nD);
@@ -210,13 +216,14 @@ static double *add_out(dsv4_case *answer, const char *name, int rank, const int6
     return dsv4_case_add_out(answer, name, DSV4_FORMAT_F64, rank, shape)->data;
 }
 
-/* Ids of the rows; NULL with one line where one is not below `end`. Those of padding become 0. */
+/* Ids of the rows; NULL with one line where one is not below `end`. One of padding then becomes
+ * 0. */
 static int64_t *read_ids(const dsv4_case *c, const char *name, const dsv4_schedule *schedule,
                          int64_t end, dsv4_error *err)
 {
     int64_t *ids = dsv4_case_indices(c, name);
     for (int64_t i = 0; i < schedule->rows; i++) {
-        if (padding(schedule, i)) {
+        if (padding(schedule, i) && (ids[i] < 0 || ids[i] >= end)) {
             ids[i] = 0;
         } else if (ids[i] < 0 || ids[i] >= end) {
             dsv4_fail(err, "%s/%s: %s: value %lld is %lld, expected 0..%lld", c->op->name, c->name,
@@ -278,22 +285,21 @@ static int answer_mtp(museum *m, const dsv4_case *c, const dsv4_schedule *schedu
         return -1;
     dsv4_layer layer;
     dsv4_case_layer(c, m->config, &layer);
-    /* A case has no norm of the main model: one that weighs nothing stands in for it. */
-    float *ones = dsv4_alloc((size_t)layer.norm.cols, sizeof *ones);
-    for (int64_t i = 0; i < layer.norm.cols; i++)
-        ones[i] = 1;
-    dsv4_matrix main_norm = layer.norm;
-    main_norm.dtype = DSV4_F32;
-    main_norm.data = ones;
+    dsv4_matrix main_norm = dsv4_case_matrix(c, "main.norm");
+    const dsv4_hc main_hc_head = {dsv4_case_matrix(c, "main.hc_head_fn"),
+                                  dsv4_case_matrix(c, "main.hc_head_base"),
+                                  dsv4_case_matrix(c, "main.hc_head_scale")};
+    const dsv4_hc *bait = main_hc_head.fn.rows > 0 ? &main_hc_head : NULL;
+    if (main_norm.rows == 0)
+        main_norm = layer.norm;
     int64_t *ids = neighbours(schedule, -1, next_ids); /* the next token of the row before */
     double *h = dsv4_case_values(c, "h");
     double *logits = add_out(answer, "logits", 2, (int64_t[]){N, head.rows});
     double *q = add_out(answer, "q", 3, (int64_t[]){N, H, d});
     double *kv = add_out(answer, "kv", 2, (int64_t[]){N, d});
-    m_mtp(m, &layer, &embed, &head, NULL, &main_norm, schedule, ids, next_ids, h, logits, q, kv);
+    m_mtp(m, &layer, &embed, &head, bait, &main_norm, schedule, ids, next_ids, h, logits, q, kv);
     dsv4_case_layer_free(&layer);
     free(next_ids);
-    free(ones);
     free(ids);
     free(h);
     return 0;
