@@ -558,7 +558,6 @@ ABSENT = {
 UNSHOWN = [
     "The MTP layer takes the attention kind of layer 0, which in Pro is HCA; then it has a compressor "
     "of random weights.",
-    "A sum of the chosen scores below 1e-6 is raised to 1e-6 (every chosen gate logit below about -28).",
     "After `DeepSeekV4Cache.crop` the overlapping half of the next CSA entry, and index key, is pooled "
     "without ape.",
     "The FP8 codes of NaN, stored as bytes, are read as 480.",
