@@ -44,17 +44,23 @@ static int open_candidate(void *context, char **text, dsv4_error *err)
     k->file = dsv4_h5_open(k->path, err);
     if (k->file == NULL)
         return -1;
-    int64_t count;
+    int64_t count, odd;
     char **names = dsv4_h5_names(k->file, &count, err);
     if (names == NULL)
         return -1;
+    char **ends = dsv4_h5_odd_ends(k->file, &odd, err);
+    if (ends == NULL) {
+        dsv4_h5_names_free(names, count);
+        return -1;
+    }
     size_t size = 1;
-    for (int64_t i = 0; i < count; i++)
-        size += strlen(names[i]) + 1;
+    for (int64_t i = 0; i < count + odd; i++)
+        size += strlen(i < count ? names[i] : ends[i - count]) + 1;
     char *end = *text = dsv4_alloc(size, 1);
-    for (int64_t i = 0; i < count; i++)
-        end += sprintf(end, "%s\n", names[i]);
+    for (int64_t i = 0; i < count + odd; i++)
+        end += sprintf(end, "%s\n", i < count ? names[i] : ends[i - count]);
     dsv4_h5_names_free(names, count);
+    dsv4_h5_names_free(ends, odd);
     return 0;
 }
 
@@ -125,14 +131,19 @@ static int list_entries(candidate *k, dsv4_error *err)
     return 0;
 }
 
-/* The part of `name` behind "OPERATOR/CASE/", or NULL where it is not of this case. */
+/* The part of `name` behind "OPERATOR/CASE/", or NULL where it is not of this case. It is empty where
+ * something that is no group stands in the place of the operator or the case. */
 static const char *within_case(const char *name, const dsv4_case *c)
 {
     size_t op = strlen(c->op->name), own = strlen(c->name);
-    if (strncmp(name, c->op->name, op) != 0 || name[op] != '/' ||
-        strncmp(name + op + 1, c->name, own) != 0 || name[op + 1 + own] != '/')
+    if (strncmp(name, c->op->name, op) != 0 || (name[op] != '/' && name[op] != '\0'))
         return NULL;
-    return name + op + 1 + own + 1;
+    if (name[op] == '\0')
+        return name + op;
+    if (strncmp(name + op + 1, c->name, own) != 0)
+        return NULL;
+    const char *rest = name + op + 1 + own;
+    return *rest == '\0' ? rest : *rest == '/' ? rest + 1 : NULL;
 }
 
 /* Whether the file has anything of this case; notes what is known about its entries. A copy of a
@@ -145,9 +156,11 @@ static bool recognise(candidate *k, const dsv4_case *c)
         if (rest == NULL)
             continue;
         k->entries[i].case_known = true;
-        bool output = strncmp(rest, "out/", 4) == 0;
-        k->entries[i].slot_known = strncmp(rest, "in/", 3) == 0 ||
-                                   (output && dsv4_case_out(c, rest + 4) != NULL);
+        bool misplaced = *rest == '\0' || strcmp(rest, "out") == 0;
+        bool output = misplaced || strncmp(rest, "out/", 4) == 0;
+        k->entries[i].slot_known =
+            strncmp(rest, "in/", 3) == 0 ||
+            (output && !misplaced && dsv4_case_out(c, rest + 4) != NULL);
         found = found || output;
     }
     return found;

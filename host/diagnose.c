@@ -33,6 +33,7 @@ typedef struct {
     int64_t *order;  /* [count]: specimens, cheap ones first */
     suspect *suspects;
     int suspect_count;
+    bool only_mtp; /* a whole model whose main logits are right: MTP is to blame */
 } session;
 
 /* Of the processor, so that a busy machine does not change a diagnosis. */
@@ -188,7 +189,20 @@ static bool better(const session *s, const suspect *a, const suspect *b)
  * operator's own. */
 static int rank_of(const session *s, museum_bug bug)
 {
+    if (s->only_mtp && strcmp(museum_exhibits[bug].operator, "mtp") == 0)
+        return 0;
     return s->diagnosis->explained[bug] > 0 ? 0 : is_primary(s, bug) ? 1 : 2;
+}
+
+static bool fails_in_mtp_only(const session *s)
+{
+    for (int64_t i = 0; i < s->count; i++)
+        for (int j = 0; j < s->specimen[i].verdict->slots; j++) {
+            const dsv4_slot_verdict *v = &s->specimen[i].verdict->slot[j];
+            if (!v->passed && strcmp(v->slot->name, "mtp_logits") != 0)
+                return false;
+        }
+    return true;
 }
 
 static void list_suspects(session *s)
@@ -469,6 +483,7 @@ void dsv4_diagnose(dsv4_diagnosis *diagnosis, const dsv4_operator *op, dsv4_spec
     session s = {.diagnosis = diagnosis, .op = op, .specimen = specimen, .count = count,
                  .strictness = strictness, .deadline = began + allowance(diagnosis)};
     sort_by_size(&s);
+    s.only_mtp = fails_in_mtp_only(&s);
     list_suspects(&s);
     try_likely(&s);
     try_each(&s, try_known);

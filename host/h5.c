@@ -856,6 +856,29 @@ char **dsv4_h5_names(dsv4_h5 *file, int64_t *count, dsv4_error *err)
     return finish_names(&list, status, "cannot list the datasets", count);
 }
 
+static herr_t add_odd_end(hid_t group, const char *name, const H5L_info_t *link, void *context)
+{
+    H5G_info_t info;
+    bool odd = link->type != H5L_TYPE_HARD;
+    if (!odd) {
+        hid_t object = H5Oopen(group, name, H5P_DEFAULT);
+        odd = object >= 0 && H5Iget_type(object) == H5I_GROUP && strchr(name, '/') != NULL &&
+              H5Gget_info(object, &info) >= 0 && info.nlinks == 0;
+        if (object >= 0)
+            H5Oclose(object);
+    }
+    if (odd)
+        append_name(context, name);
+    return 0;
+}
+
+char **dsv4_h5_odd_ends(dsv4_h5 *file, int64_t *count, dsv4_error *err)
+{
+    name_list list = {.file = file, .err = err};
+    herr_t status = H5Lvisit(file->id, H5_INDEX_NAME, H5_ITER_INC, add_odd_end, &list);
+    return finish_names(&list, status, "cannot list the links", count);
+}
+
 static herr_t add_attribute(hid_t object, const char *name, const H5A_info_t *info, void *context)
 {
     (void)object, (void)info;

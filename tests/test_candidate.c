@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <hdf5.h>
+
 #include <cmocka.h>
 
 #include "command.h"
@@ -137,6 +139,37 @@ static void unknown_names_test(void **state)
     expect(VERIFY("--candidate", "out.h5"), 1, "missing out/y", NULL);
 }
 
+/* What stands in the place of a dataset, a case or an operator, and is none. */
+static void misplaced_test(void **state)
+{
+    (void)state;
+    double y[24];
+    expected_y(y);
+    for (int kind = 0; kind < 5; kind++) {
+        write_one("rmsnorm/exact-a/out/y", DSV4_H5_F64, 2, shape_y, y);
+        hid_t file = H5Fopen("out.h5", H5F_ACC_RDWR, H5P_DEFAULT);
+        hid_t create = H5Pcreate(H5P_LINK_CREATE), space = H5Screate(H5S_SCALAR), id;
+        H5Pset_create_intermediate_group(create, 1);
+        if (kind == 0)
+            H5Lcreate_soft("/nowhere", file, "rmsnorm/exact-b/out/y", create, H5P_DEFAULT);
+        if (kind == 1)
+            H5Lcreate_external("other.h5", "/y", file, "rmsnorm/exact-b/out/y", create,
+                               H5P_DEFAULT);
+        if (kind == 2)
+            H5Gclose(H5Gcreate2(file, "rmsnorm/exact-b/out/y", create, H5P_DEFAULT, H5P_DEFAULT));
+        if (kind >= 3) {
+            id = H5Dcreate2(file, kind == 3 ? "rmsnorm/exact-b" : "rope", H5T_NATIVE_DOUBLE, space,
+                            create, H5P_DEFAULT, H5P_DEFAULT);
+            H5Dclose(id);
+        }
+        H5Sclose(space);
+        H5Pclose(create);
+        H5Fclose(file);
+        expect(VERIFY("--candidate", "out.h5"), 1, kind < 4 ? "rmsnorm/exact-b" : "FAIL rope/",
+               NULL);
+    }
+}
+
 static void unreadable_test(void **state)
 {
     (void)state;
@@ -219,7 +252,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(good_file_test),     cmocka_unit_test(wrong_value_test),
         cmocka_unit_test(form_test),          cmocka_unit_test(unknown_names_test),
-        cmocka_unit_test(unreadable_test),    cmocka_unit_test(damaged_test),
+        cmocka_unit_test(misplaced_test),     cmocka_unit_test(unreadable_test),
+        cmocka_unit_test(damaged_test),
         cmocka_unit_test(exec_test),          cmocka_unit_test(leftover_test),
         cmocka_unit_test(quoting_test),
     };

@@ -122,6 +122,12 @@ static int64_t emitted(const museum *m, int64_t tokens, int64_t ratio)
 static int64_t visible(const museum *m, int64_t t, int64_t ratio)
 {
     int64_t shift = bug(m, VISIBLE_EARLY) ? 2 : bug(m, VISIBLE_LATE) ? 0 : 1;
+    if (bug(m, VISIBLE_GROUP_EARLY))
+        return (t + 1) / ratio + 1;
+    if (bug(m, VISIBLE_UNFINISHED))
+        return t / ratio + 1;
+    if (bug(m, VISIBLE_GROUP_LATE))
+        return most(0, (t + 1) / ratio - 1);
     return (t + shift) / ratio;
 }
 
@@ -245,8 +251,9 @@ static void make_items(museum *m, const dsv4_compressor *w, const lines *l, int6
         for (int64_t i = l->first[s]; i < l->first[s + 1]; i++) {
             int64_t t = i - l->first[s] - (bug(m, APE_FROM_CALL) ? l->begin[i] : 0);
             double *row = target + l->row[i] * width;
+            int64_t ape_row = bug(m, APE_REVERSED) ? ratio - 1 - t % ratio : t % ratio;
             for (int64_t channel = 0; channel < width; channel++)
-                row[channel] = m_mid(m, row[channel] + ape[t % ratio * width + channel]);
+                row[channel] = m_mid(m, row[channel] + ape[ape_row * width + channel]);
         }
     }
     free(ape);
@@ -270,7 +277,13 @@ static int64_t group_items(const museum *m, const lines *l, int64_t sequence, in
         if (previous && bug(m, OVERLAP_MISSING))
             continue;
         for (int64_t t = from * ratio; t < least((from + 1) * ratio, end); t++) {
-            if (t >= known) {
+            bool lost = previous && bug(m, OVERLAP_STATE_LOST) &&
+                        t < l->begin[l->first[sequence] + end - 1];
+            bool zeroed = bug(m, STATE_ZEROED) && t >= 0 &&
+                          t < l->begin[l->first[sequence] + end - 1];
+            if (zeroed) {
+                items[count++] = (item){zeros, zeros};
+            } else if (t >= known && !lost) {
                 int64_t place = row[t] * halves * d + channel;
                 items[count++] = (item){a + place, z + place};
             } else if (t < 0 && bug(m, OVERLAP_GROUP_0_ZEROS)) {
@@ -394,7 +407,8 @@ static void note_selection(museum *m, const int64_t *selected, int64_t count)
 int64_t m_select(museum *m, const double *score, int64_t count, int64_t visible_count, int64_t k,
                  int64_t *selected)
 {
-    int64_t candidates = bug(m, INDEX_NOT_CAUSAL) ? count : least(visible_count, count);
+    bool blind = bug(m, INDEX_NOT_CAUSAL) || bug(m, INDEX_MASK_MISSING);
+    int64_t candidates = blind ? count : least(visible_count, count);
     int64_t wanted = least(k - (bug(m, INDEX_TOPK_MINUS_ONE) ? 1 : 0), candidates), kept = 0;
     bool *taken = dsv4_alloc((size_t)(count > 0 ? count : 1), sizeof *taken);
     bool last_of_equals = m->engine->seed % 2 == 1; /* any of equal scores may be taken */
@@ -410,7 +424,7 @@ int64_t m_select(museum *m, const double *score, int64_t count, int64_t visible_
                 best = g;
         }
         taken[best] = true;
-        if (best < visible_count)
+        if (best < visible_count || bug(m, INDEX_MASK_MISSING))
             selected[kept++] = best;
     }
     free(taken);
@@ -485,7 +499,8 @@ static void attend(museum *m, double scale, const double *q, const listed *l, do
         for (int64_t i = from; i < to; i++)
             p[i] = m_fn(m, exp(m_op(m, logit[i] - top)));
         denominator = m_op(m, m_op(m, denominator * shrink) + m_sum(m, p + from, to - from, 1));
-        m_bf16_all(m, p + from, to - from);
+        if (m->engine->seed % 5 != 4) /* it may be more precise than bf16 */
+            m_bf16_all(m, p + from, to - from);
         for (int64_t channel = 0; channel < d; channel++) {
             double add = m_dot(m, p + from, l->column + channel * l->count + from, to - from);
             out[channel] = m_op(m, m_op(m, out[channel] * shrink) + add);
@@ -495,9 +510,11 @@ static void attend(museum *m, double scale, const double *q, const listed *l, do
         return; /* nothing to attend to: 0 */
     bool joins = !bug(m, SINK_MISSING) && !bug(m, SINK_AS_ENTRY);
     double rest = joins ? m_fn(m, exp(m_op(m, sink - top))) : 0;
-    denominator = m_op(m, denominator + rest);
+    if (bug(m, SINK_RAW))
+        rest = sink;
+    denominator = m_op(m, denominator + (bug(m, SINK_NUMERATOR_ONLY) ? 0 : rest));
     for (int64_t channel = 0; channel < d; channel++) {
-        if (bug(m, SINK_IN_NUMERATOR)) /* as if the sink had a value, of ones */
+        if (bug(m, SINK_IN_NUMERATOR) || bug(m, SINK_NUMERATOR_ONLY)) /* as if the sink had a value, of ones */
             out[channel] = m_op(m, out[channel] + rest);
         out[channel] = m_bf16(m, out[channel] / denominator);
     }
@@ -736,7 +753,8 @@ static int64_t list_window(const museum *m, const sublayer *a, int64_t row, int6
     if (bug(m, SEQUENCES_MIXED))
         n = mixed_window(a, row, W, list);
     else
-        for (int64_t i = most(0, last - W + 1); i <= last; i++)
+        for (int64_t i = most(bug(m, WINDOW_FROM_CALL) ? a->schedule->start[row] : 0, last - W + 1);
+             i <= last; i++)
             list[n++] = row_of(&a->lines, a->lines.owner[row], i);
     if (bug(m, STATE_NOT_RESET))
         n = left_over(a, row, n, W, list);
@@ -772,9 +790,12 @@ static int64_t choose_groups(museum *m, const sublayer *a, int64_t row, int64_t 
 
     if (bug(m, COMPRESSED_IGNORED))
         return 0;
-    if (a->layer->kind == DSV4_CSA && !bug(m, CSA_WITHOUT_INDEXER)) {
+    if (a->layer->kind == DSV4_CSA && bug(m, INDEX_RECENT))
+        from = most(0, seen - config->index_topk);
+    else if (a->layer->kind == DSV4_CSA && !bug(m, CSA_WITHOUT_INDEXER)) {
         int64_t n_i = config->index_n_heads, d_i = config->index_head_dim;
-        int64_t scored = bug(m, INDEX_NOT_CAUSAL) ? there : seen;
+        bool blind = bug(m, INDEX_NOT_CAUSAL) || bug(m, INDEX_MASK_MISSING);
+        int64_t scored = blind ? there : seen;
         double *score = new_values(scored);
         m_index_scores(m, a->iq + row * n_i * d_i, a->iw + row * n_i, a->keys + a->first[s] * d_i,
                        scored, score);

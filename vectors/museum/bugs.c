@@ -700,4 +700,47 @@ const museum_exhibit museum_exhibits[BUGS] = {
         "sqrt(max(rows, cols))."},
     [MUON_NOT_NORMALISED] = {"muon-not-normalised", "muon", "muon.orthogonal.1", WRONG_BOTH,
         "The update is not divided by its norm first; the iteration then diverges or saturates."},
+    [FP4_SCALE_PER_16_CLAMPED] = {"fp4-scale-per-16-clamped", "linear_fp4", "quant.fp4.1", WRONG_BOTH,
+        "One scale is taken per 16 values, and the last of the row where they run out."},
+    [E8M0_BIAS_128] = {"e8m0-bias-128", "quant_e8m0_decode", "quant.e8m0.1", WRONG_BOTH,
+        "An E8M0 byte is read as 2^(e - 128): every scale is half of what it should be."},
+    [COMPRESS_THETA_ON_SWA] = {"compress-theta-on-swa", "rope_frequencies", "rope.theta.1", WRONG_BOTH,
+        "SWA layers are rotated with compress_rope_theta: one theta serves all layers."},
+    [MHC_NORM_EACH_STREAM] = {"mhc-norm-each-stream", "mhc_mix", "mhc.mix.1", WRONG_BOTH,
+        "Every stream is divided by its own root mean square before the projection, instead of all "
+        "by that of all nD values: an RMSNorm over the last dimension."},
+    [STATE_ZEROED] = {"compressor-state-zeroed", "compressor_csa", "state.compressor.1", WRONG_BOTH,
+        "Items of a group's tokens from earlier calls are noughts that count, a = 0 and z = 0: the "
+        "state is a fresh buffer in every call."},
+    [OVERLAP_STATE_LOST] = {"overlap-state-lost", "compressor_csa", "state.compressor.1", WRONG_BOTH,
+        "CSA: the unfinished group is kept between calls, but not the one before it, whose half the "
+        "next entry also pools. Chunked runs differ from a full pass at their boundaries."},
+    [APE_REVERSED] = {"ape-reversed", "compressor_csa", "compressor.items.2", WRONG_BOTH,
+        "ape's rows are used from the last to the first: as a distance from the group's end."},
+    [INDEX_MASK_MISSING] = {"index-mask-missing", "indexer_select", "indexer.select.1", WRONG_BOTH,
+        "The top-k is taken over all entries, and those that the token may not see yet are attended "
+        "to: no causal mask at all."},
+    [INDEX_RECENT] = {"index-recent", "attention_csa", "attention.csa.1", WRONG_BOTH,
+        "The newest index_topk entries are attended to, not the best: a second sliding window in "
+        "place of the indexer."},
+    [SINK_NUMERATOR_ONLY] = {"sink-numerator-only", "core_attn", "core_attn.sink.1", WRONG_BOTH,
+        "exp(sink) joins the numerator and not the denominator."},
+    [SINK_RAW] = {"sink-raw", "core_attn", "core_attn.sink.1", WRONG_BOTH,
+        "The sink itself joins the denominator, not its exponential."},
+    [VISIBLE_GROUP_EARLY] = {"visible-group-early", "attention_csa", "compressor.visible.1", WRONG_BOTH,
+        "A token sees one group more than are complete."},
+    [VISIBLE_GROUP_LATE] = {"visible-group-late", "attention_csa", "compressor.visible.1", WRONG_BOTH,
+        "A token sees one group less than are complete: the newest is held back."},
+    [VISIBLE_UNFINISHED] = {"visible-unfinished", "attention_csa", "compressor.visible.1", WRONG_BOTH,
+        "A token sees the group that it is in before that is complete: in a full pass, where all "
+        "entries are there, it looks into the future."},
+    [WINDOW_FROM_CALL] = {"window-from-call", "attention_swa", "state.window.1", WRONG_BOTH,
+        "The window begins at the call's first token: what earlier calls left is not attended to."},
+    [LIMIT_G_ONLY] = {"limit-g-only", "expert", "expert.clamp.1", WRONG_BOTH,
+        "Only g is clamped, v is not."},
+    [LIMIT_V_ONLY] = {"limit-v-only", "expert", "expert.clamp.1", WRONG_BOTH,
+        "Only v is clamped, g is not."},
+    [HEAD_FACTOR_2] = {"head-factor-2", "head", "head.mix.2", WRONG_BOTH,
+        "The head's weights get the factor 2 of mHC's post. The norm behind it takes it away again "
+        "but for the two eps."},
 };

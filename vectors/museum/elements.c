@@ -50,7 +50,8 @@ static double decode_packed(const museum *m, const uint8_t *row, int64_t place)
 
 static double decode_e8m0(const museum *m, uint8_t code)
 {
-    return code == 255 ? NAN : ldexp(1, code - (bug(m, E8M0_BIAS_126) ? 126 : 127));
+    int bias = bug(m, E8M0_BIAS_126) ? 126 : bug(m, E8M0_BIAS_128) ? 128 : 127;
+    return code == 255 ? NAN : ldexp(1, code - bias);
 }
 
 static double ties_to_even(double x)
@@ -139,6 +140,8 @@ static double fp4_scale(const museum *m, const dsv4_matrix *w, int64_t row, int6
 {
     int64_t across = w->cols / 32;
     int64_t j = bug(m, FP4_SCALE_PER_16) ? col / 16 % across : col / 32;
+    if (bug(m, FP4_SCALE_PER_16_CLAMPED))
+        j = col / 16 < across ? col / 16 : across - 1;
     return decode_e8m0(m, w->scale[row * across + j]);
 }
 
@@ -460,7 +463,8 @@ static int64_t rope_dim(const museum *m)
 static double rope_theta(const museum *m, bool compressed)
 {
     if (!compressed)
-        return m->config->rope_theta;
+        return bug(m, COMPRESS_THETA_ON_SWA) ? m->config->compress_rope_theta
+                                             : m->config->rope_theta;
     if (bug(m, COMPRESS_THETA_10000))
         return 10000;
     return bug(m, COMPRESS_THETA_40000) ? 40000 : m->config->compress_rope_theta;

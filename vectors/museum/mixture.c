@@ -104,7 +104,13 @@ void m_mhc_mix(museum *m, const dsv4_hc *hc, const double *x, double *pre, doubl
     double *f = copy_of(x, n * m->config->hidden_size);
     for (int64_t i = 0; i < n * m->config->hidden_size && bug(m, MHC_CHANNELS_FIRST); i++)
         f[i] = x[i % n * m->config->hidden_size + i / n];
-    mix(m, &hc->fn, f, mhc_norm(m, x), z);
+    for (int64_t j = 0; j < n && bug(m, MHC_NORM_EACH_STREAM); j++) {
+        double r = reciprocal_rms(m, x + j * m->config->hidden_size, m->config->hidden_size,
+                                  m->config->rms_norm_eps);
+        for (int64_t i = 0; i < m->config->hidden_size; i++)
+            f[j * m->config->hidden_size + i] = m_op(m, f[j * m->config->hidden_size + i] * r);
+    }
+    mix(m, &hc->fn, f, bug(m, MHC_NORM_EACH_STREAM) ? 1 : mhc_norm(m, x), z);
     free(f);
 
     if (bug(m, MHC_STATIC))
@@ -350,8 +356,9 @@ static double activate(museum *m, bool shared, double weight, double g, double v
     if (bug(m, LIMIT_MISSING) || (shared && bug(m, SHARED_UNCLAMPED)))
         clamps = false;
     if (clamps && !bug(m, LIMIT_ON_PRODUCT)) {
-        v = at_most(limit, bug(m, LIMIT_V_ONE_SIDE) ? v : at_least(-limit, v));
-        g = bug(m, LIMIT_ON_SILU) ? g : at_most(limit, g);
+        double clamped = at_most(limit, bug(m, LIMIT_V_ONE_SIDE) ? v : at_least(-limit, v));
+        v = bug(m, LIMIT_G_ONLY) ? v : clamped;
+        g = bug(m, LIMIT_ON_SILU) || bug(m, LIMIT_V_ONLY) ? g : at_most(limit, g);
         g = bug(m, LIMIT_G_BOTH_SIDES) ? at_least(-limit, g) : g;
     }
     if (bug(m, EXPERT_SWIGLU_OAI)) /* of another open model */
@@ -437,7 +444,7 @@ static void head_mix(museum *m, const dsv4_hc *hc, const double *x, double *pre)
         softmax(m, pre, n, 1);
     for (int64_t j = 0; j < n; j++) {
         double open = bug(m, HEAD_SINKHORN_MIX) ? pre[j] : sigmoid(m, pre[j]);
-        pre[j] = m_mid(m, m_op(m, open + eps));
+        pre[j] = m_mid(m, m_op(m, (bug(m, HEAD_FACTOR_2) ? 2 : 1) * open + eps));
         pre[j] = bug(m, HEAD_MEAN) ? 1 / (double)n : pre[j];
         pre[j] = bug(m, HEAD_FIRST_STREAM) ? j == 0 : pre[j];
     }
