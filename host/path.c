@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-static const dsv4_path *const paths[] = {&dsv4_path_ref};
+static const dsv4_path *const paths[] = {&dsv4_path_ref, &dsv4_path_fast};
 
 const dsv4_path *dsv4_path_find(const char *name)
 {
@@ -14,5 +14,5 @@ const dsv4_path *dsv4_path_find(const char *name)
 
 const char *dsv4_path_names(void)
 {
-    return "ref";
+    return "ref or fast";
 }

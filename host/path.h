@@ -30,24 +30,46 @@ typedef struct {
 
 typedef struct dsv4_run dsv4_run; /* one sequence on one path: weights by reference, and its state */
 
+/* How a path computes. Zeros ask for what is best on this machine. */
+typedef struct {
+    int threads;        /* 0: as many as processors */
+    const char *isa;    /* no instructions above this level; NULL: what DSV4_ISA says, or none */
+    bool deterministic; /* the same bits for any number of threads and any chunks */
+} dsv4_path_options;
+
 typedef struct {
     const char *name; /* as in --path */
+    /* For all that follows in this process; not while a run is open. NULL where a path has no choice. */
+    int (*configure)(const dsv4_path_options *options, dsv4_error *err);
+    /* What really runs: "avx512, 2 threads". NULL where a path has no choice. */
+    const char *(*level)(void);
     /* A run of at most `max_tokens` tokens. The model must outlive it. `tap` may be NULL. */
     dsv4_run *(*open)(const dsv4_model *model, dsv4_numerics numerics, int64_t max_tokens,
                       const dsv4_tap *tap, dsv4_error *err);
-    /* The next `n` tokens: logits [n, vocab_size]. -1 when a weight that was read, a named
-     * tensor or a logit is not finite, an id is out of range, or the run is full. */
+    /* The next `n` tokens: logits [n, vocab_size], or NULL where they are not wanted. -1 when a
+     * weight that was read, a named tensor or a logit is not finite, an id is out of range, or the
+     * run is full. */
     int (*forward)(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err);
     /* MTP for the same n tokens as the forward call just before: next_ids[i] follows ids[i]. */
     int (*mtp)(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err);
+    /* The same for `count` different runs of one model at once, each with its own tokens; what every
+     * one of them gets is what it would get alone. NULL where a path knows one sequence only. */
+    int (*forward_batch)(dsv4_run *const *runs, int64_t count, const int64_t *const *ids,
+                         const int64_t *n, double *const *logits, dsv4_error *err);
+    int (*mtp_batch)(dsv4_run *const *runs, int64_t count, const int64_t *const *next_ids,
+                     const int64_t *n, double *const *logits, dsv4_error *err);
     void (*close)(dsv4_run *run);
+    /* The state of a sequence of so many tokens, MTP aside, when it is full; NULL: not known, and
+     * nothing that this path would be chosen for. */
+    int64_t (*state_bytes)(const dsv4_config *config, dsv4_numerics numerics, int64_t tokens);
     /* One operator, of a golden case (host/cases.h). The context is not used. */
     dsv4_answer_function *answer;
 } dsv4_path;
 
-extern const dsv4_path dsv4_path_ref; /* ref/path.c */
+extern const dsv4_path dsv4_path_ref;  /* ref/path.c */
+extern const dsv4_path dsv4_path_fast; /* fast/path.c */
 
-/* The path of that name, or NULL; dsv4_path_names() is "ref" and so on, for messages. */
+/* The path of that name, or NULL; dsv4_path_names() is "ref or fast", for messages. */
 const dsv4_path *dsv4_path_find(const char *name);
 const char *dsv4_path_names(void);
 

@@ -18,7 +18,8 @@ void ref_forward(ref_context *c, const dsv4_model *model, ref_state *state, cons
     for (int64_t i = 0; i < c->config->num_hidden_layers && c->error->text[0] == '\0'; i++)
         ref_block(c, &model->layers[i], &state->layer[i], ids, state->position, h, T);
     /* forward.head.1: The head makes logits [S, V]: row t are the logits of token t + 1. */
-    ref_head(c, &model->hc_head, &model->norm, &model->head, h, T, logits);
+    if (logits != NULL)
+        ref_head(c, &model->hc_head, &model->norm, &model->head, h, T, logits);
     /* forward.position.1: The next call goes on at the position after the last token of this one.
      * Rotations, ape rows, group boundaries and visibility depend on that absolute position, never
      * on a token's place in its call. */

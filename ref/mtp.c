@@ -32,7 +32,8 @@ void ref_mtp(ref_context *c, const dsv4_model *model, ref_state *state, const in
      * gate, the ratio compress_ratios[num_hidden_layers], and a window of its own. */
     ref_block(c, layer, state->mtp, next_ids, position, x, T);
     /* mtp.head.1: The head follows with MTP's own hc_head and norm, and the model's head matrix. */
-    ref_head(c, &layer->hc_head, &layer->norm, &model->head, x, T, logits);
+    if (logits != NULL)
+        ref_head(c, &layer->hc_head, &layer->norm, &model->head, x, T, logits);
     state->mtp_position += T;
 
     free(e);

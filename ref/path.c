@@ -82,7 +82,8 @@ static int forward(dsv4_run *run, const int64_t *ids, int64_t n, double *logits,
     if (err->text[0] != '\0')
         return -1;
     int64_t V = config->vocab_size;
-    return ref_check_finite(&run->context, "logits", position, V, logits, n * V) ? 0 : -1;
+    return logits == NULL ||
+           ref_check_finite(&run->context, "logits", position, V, logits, n * V) ? 0 : -1;
 }
 
 static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err)
@@ -102,7 +103,8 @@ static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits
     if (err->text[0] != '\0')
         return -1;
     int64_t V = config->vocab_size;
-    return ref_check_finite(&run->context, "mtp_logits", position, V, logits, n * V) ? 0 : -1;
+    return logits == NULL ||
+           ref_check_finite(&run->context, "mtp_logits", position, V, logits, n * V) ? 0 : -1;
 }
 
 static void close_run(dsv4_run *run)
@@ -114,4 +116,5 @@ static void close_run(dsv4_run *run)
     free(run);
 }
 
-const dsv4_path dsv4_path_ref = {"ref", open_run, forward, mtp, close_run, ref_answer};
+const dsv4_path dsv4_path_ref = {.name = "ref", .open = open_run, .forward = forward, .mtp = mtp,
+                                 .close = close_run, .answer = ref_answer};

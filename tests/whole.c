@@ -67,9 +67,15 @@ int64_t *whole_ids(const whole *w, int64_t n, int64_t seed)
 void whole_pass(const whole *w, const int64_t *ids, int64_t n, int64_t chunk, const dsv4_tap *tap,
                 double *logits, double *mtp_logits)
 {
+    whole_pass_by(&dsv4_path_ref, w, ids, n, chunk, tap, logits, mtp_logits);
+}
+
+void whole_pass_by(const dsv4_path *path, const whole *w, const int64_t *ids, int64_t n,
+                   int64_t chunk, const dsv4_tap *tap, double *logits, double *mtp_logits)
+{
     int64_t V = w->model.config.vocab_size;
     dsv4_error err = {{0}};
-    dsv4_run *run = dsv4_path_ref.open(&w->model, w->numerics, n, tap, &err);
+    dsv4_run *run = path->open(&w->model, w->numerics, n, tap, &err);
     if (run == NULL)
         fail_msg("%s", err.text);
     int64_t *next = dsv4_alloc((size_t)n, sizeof *next);
@@ -77,11 +83,11 @@ void whole_pass(const whole *w, const int64_t *ids, int64_t n, int64_t chunk, co
         next[i] = ids[(i + 1) % n];
     for (int64_t t = 0; t < n; t += chunk) {
         int64_t count = n - t < chunk ? n - t : chunk;
-        if (dsv4_path_ref.forward(run, ids + t, count, logits + t * V, &err) != 0 ||
+        if (path->forward(run, ids + t, count, logits + t * V, &err) != 0 ||
             (mtp_logits != NULL &&
-             dsv4_path_ref.mtp(run, next + t, count, mtp_logits + t * V, &err) != 0))
+             path->mtp(run, next + t, count, mtp_logits + t * V, &err) != 0))
             fail_msg("%s", err.text);
     }
-    dsv4_path_ref.close(run);
+    path->close(run);
     free(next);
 }

@@ -26,4 +26,8 @@ int64_t *whole_ids(const whole *w, int64_t n, int64_t seed);
 void whole_pass(const whole *w, const int64_t *ids, int64_t n, int64_t chunk, const dsv4_tap *tap,
                 double *logits, double *mtp_logits);
 
+/* The same by another path. */
+void whole_pass_by(const dsv4_path *path, const whole *w, const int64_t *ids, int64_t n,
+                   int64_t chunk, const dsv4_tap *tap, double *logits, double *mtp_logits);
+
 #endif
