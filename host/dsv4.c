@@ -9,6 +9,7 @@
 #include "diff.h"
 #include "inspect.h"
 #include "logits.h"
+#include "synth.h"
 #include "verify.h"
 
 static const struct {
@@ -19,6 +20,7 @@ static const struct {
     {"logits", "dsv4 logits", dsv4_logits_main, "run a model over token ids: logits and traces"},
     {"diff", "dsv4 diff", dsv4_diff_main, "compare two tensor files"},
     {"inspect", "dsv4 inspect", dsv4_inspect_main, "check a checkpoint against its configuration"},
+    {"synth", "dsv4 synth", dsv4_synth_main, "write a checkpoint of random weights"},
     {"verify", "dsv4 verify", dsv4_verify_main, "judge an engine's operators with golden vectors"},
 };
 
