@@ -312,21 +312,24 @@ static int check_range(dsv4_h5 *file, const char *name, hid_t set, int64_t count
     return 0;
 }
 
-static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, int64_t row,
-                      int64_t rows, int64_t width, const double *values, const int64_t *indices,
-                      dsv4_error *err)
+/* `outer` dimensions, 0 or 1, come before that of the rows; the rows are in entry `entry` of it. */
+static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, int outer,
+                      int64_t entry, int64_t row, int64_t rows, int64_t width,
+                      const double *values, const int64_t *indices, dsv4_error *err)
 {
     hsize_t dims[DSV4_H5_MAX_RANK];
     int rank = get_shape(file, name, space, dims, err);
     if (rank < 0)
         return -1;
-    int64_t row_size = rank > 0 ? product(rank - 1, dims + 1) : 0;
-    if (rank == 0 || row < 0 || rows < 0 || row > (int64_t)dims[0] - rows || width < 0 ||
+    if (outer > 0 && (rank == 0 || entry < 0 || entry >= (int64_t)dims[0]))
+        return dsv4_fail(err, "%s: %s: has no entry %lld", file->path, name, (long long)entry);
+    int64_t row_size = rank > outer ? product(rank - outer - 1, dims + outer + 1) : 0;
+    if (rank <= outer || row < 0 || rows < 0 || row > (int64_t)dims[outer] - rows || width < 0 ||
         width > row_size)
         return dsv4_fail(err, "%s: %s: %lld rows of %lld values from row %lld are outside the "
                          "dataset", file->path, name, (long long)rows, (long long)width,
                          (long long)row);
-    if (rank > 2 && width != row_size)
+    if (rank > outer + 2 && width != row_size)
         return dsv4_fail(err, "%s: %s: %lld of %lld values: only whole rows at rank %d",
                          file->path, name, (long long)width, (long long)row_size, rank);
     if (rows * width == 0)
@@ -334,10 +337,13 @@ static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, i
     if (indices != NULL && check_range(file, name, set, rows * width, indices, err) != 0)
         return -1;
 
-    hsize_t start[DSV4_H5_MAX_RANK] = {(hsize_t)row};
-    dims[0] = (hsize_t)rows;
-    if (rank == 2)
-        dims[1] = (hsize_t)width;
+    hsize_t start[DSV4_H5_MAX_RANK] = {(hsize_t)entry};
+    start[outer] = (hsize_t)row;
+    if (outer > 0)
+        dims[0] = 1;
+    dims[outer] = (hsize_t)rows;
+    if (rank == outer + 2)
+        dims[outer + 1] = (hsize_t)width;
     H5Sselect_hyperslab(space, H5S_SELECT_SET, start, NULL, dims, NULL);
     hid_t memory = H5Screate_simple(rank, dims, NULL);
     int result = 0;
@@ -348,18 +354,32 @@ static int write_rows(dsv4_h5 *file, const char *name, hid_t set, hid_t space, i
     return result;
 }
 
-int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,
-                  const double *values, const int64_t *indices, dsv4_error *err)
+static int write_set(dsv4_h5 *file, const char *name, int outer, int64_t entry, int64_t row,
+                     int64_t rows, int64_t width, const double *values, const int64_t *indices,
+                     dsv4_error *err)
 {
     hid_t set = open_dataset(file, name, err);
     if (set < 0)
         return -1;
     hid_t space = H5Dget_space(set);
-    int result = write_rows(file, name, set, space, row, rows, width, values, indices, err);
+    int result = write_rows(file, name, set, space, outer, entry, row, rows, width, values,
+                            indices, err);
     H5Sclose(space);
     if (H5Dclose(set) < 0)
         result = fail_hdf5(file->path, name, "cannot write", err);
     return result;
+}
+
+int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,
+                  const double *values, const int64_t *indices, dsv4_error *err)
+{
+    return write_set(file, name, 0, 0, row, rows, width, values, indices, err);
+}
+
+int dsv4_h5_write_in(dsv4_h5 *file, const char *name, int64_t entry, int64_t row, int64_t rows,
+                     int64_t width, const double *values, const int64_t *indices, dsv4_error *err)
+{
+    return write_set(file, name, 1, entry, row, rows, width, values, indices, err);
 }
 
 /* A few bytes can claim to be a dataset of any size (values never written): refuse what this

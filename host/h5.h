@@ -37,6 +37,11 @@ int dsv4_h5_define(dsv4_h5 *file, const char *name, dsv4_h5_type type, int rank,
 int dsv4_h5_write(dsv4_h5 *file, const char *name, int64_t row, int64_t rows, int64_t width,
                   const double *values, const int64_t *indices, dsv4_error *err);
 
+/* The same for rows of one entry of the first dimension: of [B, S, ...], of [S, ...]. */
+int dsv4_h5_write_in(dsv4_h5 *file, const char *name, int64_t entry, int64_t row, int64_t rows,
+                     int64_t width, const double *values, const int64_t *indices,
+                     dsv4_error *err);
+
 typedef struct {
     int rank;
     int64_t shape[DSV4_H5_MAX_RANK];

@@ -153,3 +153,112 @@ void dsv4_ids_free(dsv4_ids *ids)
     free(ids->id);
     *ids = (dsv4_ids){0};
 }
+
+dsv4_sequences dsv4_sequences_of(dsv4_ids *ids)
+{
+    dsv4_sequences one = {.sequence = dsv4_alloc(1, sizeof *ids), .count = 1, .width = ids->count};
+    *one.sequence = *ids;
+    *ids = (dsv4_ids){0};
+    return one;
+}
+
+static int check_shape(const dsv4_h5_info *info, const char *path, int64_t limit, dsv4_error *err)
+{
+    long long B = info->shape[0], S = info->shape[1];
+    if (info->rank != 2)
+        return dsv4_fail(err, "%s: token_ids: rank %d, expected 1, or 2 where there are several "
+                         "sequences", path, info->rank);
+    if (B == 0 || S == 0)
+        return dsv4_fail(err, "%s: token_ids: shape [%lld,%lld]: no token ids", path, B, S);
+    if (B > DSV4_MAX_SEQUENCES)
+        return dsv4_fail(err, "%s: token_ids: %lld sequences, expected at most %d", path, B,
+                         DSV4_MAX_SEQUENCES);
+    if (S > limit)
+        return dsv4_fail(err, "%s: sequences of %lld token ids: the model has "
+                         "max_position_embeddings %lld", path, S, (long long)limit);
+    return 0;
+}
+
+static int read_lengths(dsv4_h5 *file, const char *path, const dsv4_sequences *sequences,
+                        dsv4_h5_data *lengths, dsv4_error *err)
+{
+    dsv4_h5_info info;
+    if (dsv4_h5_describe(file, "lengths", &info, err) != 0)
+        return -1;
+    if (info.rank != 1 || info.shape[0] != sequences->count)
+        return dsv4_fail(err, "%s: lengths: %lld values of rank %d, expected one for each of the "
+                         "%lld sequences", path, (long long)info.count, info.rank,
+                         (long long)sequences->count);
+    if (dsv4_h5_read(file, "lengths", lengths, err) != 0)
+        return -1;
+    if (!lengths->integer)
+        return dsv4_fail(err, "%s: lengths: expected integers, got floats", path);
+    for (int64_t b = 0; b < lengths->count; b++)
+        if (lengths->indices[b] < 1 || lengths->indices[b] > sequences->width)
+            return dsv4_fail(err, "%s: lengths: sequence %lld has %lld tokens, expected 1..%lld",
+                             path, (long long)b, (long long)lengths->indices[b],
+                             (long long)sequences->width);
+    return 0;
+}
+
+/* `lengths` NULL: all are of full length. */
+static void split(dsv4_sequences *sequences, const int64_t *ids, const int64_t *lengths)
+{
+    sequences->sequence = dsv4_alloc((size_t)sequences->count, sizeof *sequences->sequence);
+    for (int64_t b = 0; b < sequences->count; b++) {
+        dsv4_ids *one = &sequences->sequence[b];
+        one->count = lengths != NULL ? lengths[b] : sequences->width;
+        one->id = dsv4_alloc((size_t)one->count, sizeof *one->id);
+        memcpy(one->id, ids + b * sequences->width, (size_t)one->count * sizeof *one->id);
+    }
+}
+
+static int read_batch(dsv4_sequences *sequences, dsv4_h5 *file, const char *path,
+                      const dsv4_h5_info *info, int64_t limit, dsv4_error *err)
+{
+    if (check_shape(info, path, limit, err) != 0)
+        return -1;
+    dsv4_sequences shape = {.count = info->shape[0], .width = info->shape[1], .batch = true};
+    dsv4_h5_data ids = {0}, lengths = {0};
+    int result = dsv4_h5_read(file, "token_ids", &ids, err);
+    if (result == 0 && !ids.integer)
+        result = dsv4_fail(err, "%s: token_ids: expected integers, got floats", path);
+    if (result == 0 && dsv4_h5_has(file, "lengths"))
+        result = read_lengths(file, path, &shape, &lengths, err);
+    if (result == 0) {
+        *sequences = shape;
+        split(sequences, ids.indices, lengths.indices);
+    }
+    dsv4_h5_data_free(&ids);
+    dsv4_h5_data_free(&lengths);
+    return result;
+}
+
+int dsv4_sequences_read_h5(dsv4_sequences *sequences, const char *path, int64_t limit,
+                           dsv4_error *err)
+{
+    *sequences = (dsv4_sequences){0};
+    dsv4_h5 *file = dsv4_h5_open(path, err);
+    if (file == NULL)
+        return -1;
+    dsv4_h5_info info;
+    int result = dsv4_h5_describe(file, "token_ids", &info, err);
+    if (result == 0 && info.rank != 1)
+        result = read_batch(sequences, file, path, &info, limit, err);
+    dsv4_h5_close(file, NULL);
+    if (result != 0 || info.rank != 1)
+        return result;
+    dsv4_ids ids;
+    if (dsv4_ids_read_h5(&ids, path, limit, err) != 0)
+        return -1;
+    *sequences = dsv4_sequences_of(&ids);
+    return 0;
+}
+
+void dsv4_sequences_free(dsv4_sequences *sequences)
+{
+    for (int64_t b = 0; b < sequences->count; b++)
+        dsv4_ids_free(&sequences->sequence[b]);
+    free(sequences->sequence);
+    *sequences = (dsv4_sequences){0};
+}

@@ -153,6 +153,50 @@ static void written_is_read(void **state)
     close_file(file);
 }
 
+static void rows_of_an_entry_are_written(void **state)
+{
+    (void)state;
+    dsv4_error err = {""};
+    dsv4_h5 *file = create("a.h5");
+    define(file, "x", DSV4_H5_F64, 3, SHAPE(2, 3, 2), -1);
+    define(file, "y", DSV4_H5_I32, 4, SHAPE(2, 2, 1, 2), -1);
+    define(file, "z", DSV4_H5_I32, 2, SHAPE(2, 3), -1);
+    const double some[] = {1, 2, 3, 4};
+    assert_int_equal(dsv4_h5_write_in(file, "x", 1, 1, 2, 1, some, NULL, &err), 0);
+    assert_int_equal(dsv4_h5_write_in(file, "x", 0, 2, 1, 2, some + 2, NULL, &err), 0);
+    assert_int_equal(dsv4_h5_write_in(file, "y", 1, 0, 1, 2, NULL, SHAPE(5, 6), &err), 0);
+    assert_int_equal(dsv4_h5_write_in(file, "z", 1, 1, 2, 1, NULL, SHAPE(7, 8), &err), 0);
+    assert_string_equal(err.text, "");
+    static const struct {
+        const char *name;
+        int64_t entry, row, rows, width;
+        const char *expected;
+    } wrong[] = {
+        {"x", 2, 0, 1, 2, "a.h5: x: has no entry 2"},
+        {"x", -1, 0, 1, 2, "a.h5: x: has no entry -1"},
+        {"x", 1, 2, 2, 2, "a.h5: x: 2 rows of 2 values from row 2 are outside the dataset"},
+        {"x", 1, 0, 1, 3, "a.h5: x: 1 rows of 3 values from row 0 are outside the dataset"},
+        {"y", 1, 0, 1, 1, "a.h5: y: 1 of 2 values: only whole rows at rank 4"},
+        {"flat", 1, 0, 1, 1, "a.h5: flat: 1 rows of 1 values from row 0 are outside the dataset"},
+        {"scalar", 0, 0, 1, 1, "a.h5: scalar: has no entry 0"},
+    };
+    define(file, "flat", DSV4_H5_F64, 1, SHAPE(2), 0);
+    define(file, "scalar", DSV4_H5_F64, 0, NULL, 0);
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        const double values[8] = {0};
+        err = (dsv4_error){""};
+        assert_int_equal(dsv4_h5_write_in(file, wrong[i].name, wrong[i].entry, wrong[i].row,
+                                          wrong[i].rows, wrong[i].width, values, NULL, &err), -1);
+        assert_string_equal(err.text, wrong[i].expected);
+    }
+    close_file(file);
+    file = reopen("a.h5");
+    assert_values(file, "x", 12, (const double[]){-1, -1, -1, -1, 3, 4, -1, -1, 1, -1, 2, -1});
+    assert_indices(file, "y", 8, SHAPE(-1, -1, -1, -1, 5, 6, -1, -1));
+    assert_indices(file, "z", 6, SHAPE(-1, -1, -1, -1, 7, 8));
+    close_file(file);
+}
+
 static void datasets_are_listed(void **state)
 {
     (void)state;
@@ -852,6 +896,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(written_is_read),
+        cmocka_unit_test(rows_of_an_entry_are_written),
         cmocka_unit_test(datasets_are_listed),
         cmocka_unit_test(bytes_do_not_depend_on_the_run),
         cmocka_unit_test(abandoned_files_leave_nothing),

@@ -158,6 +158,114 @@ static void h5_files_are_read(void **state)
     assert_h5_refused("none.h5", "none.h5: cannot open: No such file or directory");
 }
 
+static void put_integers(const char *path, const char *name, int rank, const int64_t *shape,
+                         const int64_t *values, const char *more, int more_rank,
+                         const int64_t *more_shape, const int64_t *more_values)
+{
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create(path, &err);
+    assert_non_null(file);
+    assert_int_equal(dsv4_h5_put(file, name, DSV4_H5_I64, rank, shape, values, &err), 0);
+    if (more != NULL)
+        assert_int_equal(dsv4_h5_put(file, more, DSV4_H5_I64, more_rank, more_shape, more_values,
+                                     &err), 0);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+}
+
+static void sequences_are_read(void **state)
+{
+    (void)state;
+    const int64_t shape[] = {2, 3}, two[] = {2}, values[] = {5, 6, 7, 8, -1, -1};
+    dsv4_error err = {""};
+    dsv4_sequences sequences;
+    put_integers("a.h5", "token_ids", 2, shape, values, "lengths", 1, two, (const int64_t[]){3, 1});
+    assert_int_equal(dsv4_sequences_read_h5(&sequences, "a.h5", 3, &err), 0);
+    assert_int_equal(sequences.count, 2);
+    assert_int_equal(sequences.width, 3);
+    assert_true(sequences.batch);
+    assert_ids(&sequences.sequence[0], 3, values);
+    assert_ids(&sequences.sequence[1], 1, values + 3);
+    dsv4_sequences_free(&sequences);
+    assert_null(sequences.sequence);
+
+    put_integers("b.h5", "token_ids", 2, shape, values, NULL, 0, NULL, NULL);
+    assert_int_equal(dsv4_sequences_read_h5(&sequences, "b.h5", 3, &err), 0);
+    assert_int_equal(sequences.count, 2);
+    assert_ids(&sequences.sequence[1], 3, values + 3);
+    dsv4_sequences_free(&sequences);
+
+    put_integers("c.h5", "token_ids", 1, (const int64_t[]){6}, values, NULL, 0, NULL, NULL);
+    assert_int_equal(dsv4_sequences_read_h5(&sequences, "c.h5", 6, &err), 0);
+    assert_int_equal(sequences.count, 1);
+    assert_int_equal(sequences.width, 6);
+    assert_false(sequences.batch);
+    assert_ids(&sequences.sequence[0], 6, values);
+    dsv4_sequences_free(&sequences);
+    assert_string_equal(err.text, "");
+}
+
+static void assert_sequences_refused(const char *path, const char *expected)
+{
+    dsv4_error err = {""};
+    dsv4_sequences sequences;
+    assert_int_equal(dsv4_sequences_read_h5(&sequences, path, 1000, &err), -1);
+    assert_string_equal(err.text, expected);
+    assert_null(sequences.sequence);
+}
+
+static void other_sequences_are_refused(void **state)
+{
+    (void)state;
+    const int64_t shape[] = {2, 3}, values[6] = {0}, one[] = {1}, two[] = {2}, three[] = {3};
+    put_h5("rank3.h5", "token_ids", DSV4_H5_I32, 3, (const int64_t[]){1, 2, 3});
+    assert_sequences_refused("rank3.h5", "rank3.h5: token_ids: rank 3, expected 1, or 2 where "
+                             "there are several sequences");
+    put_h5("scalar.h5", "token_ids", DSV4_H5_I32, 0, NULL);
+    assert_sequences_refused("scalar.h5", "scalar.h5: token_ids: rank 0, expected 1, or 2 where "
+                             "there are several sequences");
+    put_h5("empty.h5", "token_ids", DSV4_H5_I32, 2, (const int64_t[]){0, 3});
+    assert_sequences_refused("empty.h5", "empty.h5: token_ids: shape [0,3]: no token ids");
+    put_h5("empty.h5", "token_ids", DSV4_H5_I32, 2, (const int64_t[]){3, 0});
+    assert_sequences_refused("empty.h5", "empty.h5: token_ids: shape [3,0]: no token ids");
+    put_h5("many.h5", "token_ids", DSV4_H5_I32, 2, (const int64_t[]){4097, 1});
+    assert_sequences_refused("many.h5", "many.h5: token_ids: 4097 sequences, expected at most "
+                             "4096");
+    put_h5("long.h5", "token_ids", DSV4_H5_I32, 2, (const int64_t[]){1, 1001});
+    assert_sequences_refused("long.h5", "long.h5: sequences of 1001 token ids: the model has "
+                             "max_position_embeddings 1000");
+    put_h5("float.h5", "token_ids", DSV4_H5_F32, 2, shape);
+    assert_sequences_refused("float.h5", "float.h5: token_ids: expected integers, got floats");
+    put_h5("float.h5", "token_ids", DSV4_H5_F32, 1, three);
+    assert_sequences_refused("float.h5", "float.h5: token_ids: expected integers of rank 1, got "
+                             "floats of rank 1");
+    put_h5("other.h5", "tokens", DSV4_H5_I64, 1, three);
+    assert_sequences_refused("other.h5", "other.h5: no dataset token_ids");
+    assert_sequences_refused("none.h5", "none.h5: cannot open: No such file or directory");
+
+    put_integers("l.h5", "token_ids", 2, shape, values, "lengths", 1, three, values);
+    assert_sequences_refused("l.h5", "l.h5: lengths: 3 values of rank 1, expected one for each of "
+                             "the 2 sequences");
+    put_integers("l.h5", "token_ids", 2, shape, values, "lengths", 1, one, values);
+    assert_sequences_refused("l.h5", "l.h5: lengths: 1 values of rank 1, expected one for each of "
+                             "the 2 sequences");
+    put_integers("l.h5", "token_ids", 2, shape, values, "lengths", 2, (const int64_t[]){2, 1},
+                 values);
+    assert_sequences_refused("l.h5", "l.h5: lengths: 2 values of rank 2, expected one for each of "
+                             "the 2 sequences");
+    put_integers("l.h5", "token_ids", 2, shape, values, "lengths", 1, two,
+                 (const int64_t[]){3, 0});
+    assert_sequences_refused("l.h5", "l.h5: lengths: sequence 1 has 0 tokens, expected 1..3");
+    put_integers("l.h5", "token_ids", 2, shape, values, "lengths", 1, two,
+                 (const int64_t[]){4, 3});
+    assert_sequences_refused("l.h5", "l.h5: lengths: sequence 0 has 4 tokens, expected 1..3");
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create("l.h5", &err);
+    assert_int_equal(dsv4_h5_put(file, "token_ids", DSV4_H5_I64, 2, shape, values, &err), 0);
+    assert_int_equal(dsv4_h5_define(file, "lengths", DSV4_H5_F64, 1, two, 1, &err), 0);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_sequences_refused("l.h5", "l.h5: lengths: expected integers, got floats");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -165,6 +273,8 @@ int main(void)
         cmocka_unit_test(other_text_is_refused),
         cmocka_unit_test(text_files_are_read),
         cmocka_unit_test(h5_files_are_read),
+        cmocka_unit_test(sequences_are_read),
+        cmocka_unit_test(other_sequences_are_refused),
     };
     return cmocka_run_group_tests_name("ids", tests, scratch_enter, scratch_leave) != 0;
 }

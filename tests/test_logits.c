@@ -121,6 +121,157 @@ static int be_interrupted(dsv4_run *run, const int64_t *token_ids, int64_t n, do
     return dsv4_fail(err, "there is nothing to interrupt");
 }
 
+/* Choices of more places than the dataset has, and scores of a layer that has no indexer. */
+static int show_wide_choice(dsv4_run *run, const int64_t *token_ids, int64_t n, double *logits,
+                            dsv4_error *err)
+{
+    (void)token_ids, (void)n, (void)logits, (void)err;
+    const dsv4_tap *tap = ((const odd_run *)(const void *)run)->tap;
+    int64_t places[9] = {0};
+    dsv4_point point = {.name = "selected", .layer = 1, .rows = 1, .rank = 1, .dim = {9},
+                        .indices = places};
+    tap->at(tap->context, &point);
+    return 0;
+}
+
+static int show_needless_score(dsv4_run *run, const int64_t *token_ids, int64_t n, double *logits,
+                               dsv4_error *err)
+{
+    (void)token_ids, (void)n, (void)logits, (void)err;
+    const dsv4_tap *tap = ((const odd_run *)(const void *)run)->tap;
+    double score = 0;
+    dsv4_point point = {.name = "index_score", .layer = 0, .rows = 1, .rank = 1, .dim = {1},
+                        .values = &score};
+    tap->at(tap->context, &point);
+    return 0;
+}
+
+/* Selections that change the sequence, the layer and the order of rows, one each time. */
+static const struct { int64_t run, layer, row; } jumps[] = {
+    {0, 1, 0}, {1, 1, 1}, {1, 2, 2}, {1, 1, 3}, {1, 1, 5},
+};
+enum { JUMPS = sizeof jumps / sizeof *jumps };
+
+static int show_jumps(dsv4_run *const *runs, int64_t count, const int64_t *const *token_ids,
+                      const int64_t *n, double *const *logits, dsv4_error *err)
+{
+    (void)count, (void)token_ids, (void)n, (void)logits, (void)err;
+    for (int64_t i = 0; i < JUMPS; i++) {
+        const dsv4_tap *tap = ((const odd_run *)(const void *)runs[jumps[i].run])->tap;
+        int64_t entry = 100 + i;
+        dsv4_point point = {.name = "selected", .layer = jumps[i].layer, .row = jumps[i].row,
+                            .rows = 1, .rank = 1, .dim = {1}, .indices = &entry};
+        tap->at(tap->context, &point);
+    }
+    return 0;
+}
+
+/* The reference as a path with choices and batches. "talking" tells what it is asked for. */
+static bool talks;
+
+static int configure(const dsv4_path_options *options, dsv4_error *err)
+{
+    if (options->isa != NULL && strcmp(options->isa, "none") == 0)
+        return dsv4_fail(err, "no such instructions");
+    printf("configure %d %s %d\n", options->threads, options->isa != NULL ? options->isa : "NULL",
+           options->deterministic);
+    return 0;
+}
+
+static const char *level(void)
+{
+    return "abacus, 3 beads";
+}
+
+static dsv4_run *open_quietly(const dsv4_model *model, dsv4_numerics numerics, int64_t max_tokens,
+                              const dsv4_tap *tap, dsv4_error *err)
+{
+    return dsv4_path_ref.open(model, numerics, max_tokens, tap, err);
+}
+
+static dsv4_run *open_talking(const dsv4_model *model, dsv4_numerics numerics, int64_t max_tokens,
+                              const dsv4_tap *tap, dsv4_error *err)
+{
+    talks = true;
+    printf("open %" PRId64 "\n", max_tokens);
+    return dsv4_path_ref.open(model, numerics, max_tokens, tap, err);
+}
+
+static int forward_alone(dsv4_run *run, const int64_t *token_ids, int64_t n, double *logits,
+                         dsv4_error *err)
+{
+    if (talks)
+        printf("forward %" PRId64 "%s\n", n, logits == NULL ? " silent" : "");
+    return dsv4_path_ref.forward(run, token_ids, n, logits, err);
+}
+
+static int mtp_alone(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits,
+                     dsv4_error *err)
+{
+    if (talks)
+        printf("mtp %" PRId64 "%s\n", n, logits == NULL ? " silent" : "");
+    return dsv4_path_ref.mtp(run, next_ids, n, logits, err);
+}
+
+static void tell(const char *what, int64_t count, const int64_t *n, double *const *logits)
+{
+    printf("%s", what);
+    for (int64_t i = 0; i < count; i++)
+        printf(" %" PRId64 "%s", n[i], logits[i] == NULL ? " silent" : "");
+    printf("\n");
+}
+
+static int forward_together(dsv4_run *const *runs, int64_t count, const int64_t *const *token_ids,
+                            const int64_t *n, double *const *logits, dsv4_error *err)
+{
+    int result = 0;
+    if (talks)
+        tell("forward together", count, n, logits);
+    for (int64_t i = 0; i < count && result == 0; i++)
+        result = dsv4_path_ref.forward(runs[i], token_ids[i], n[i], logits[i], err);
+    return result;
+}
+
+static int mtp_together(dsv4_run *const *runs, int64_t count, const int64_t *const *next_ids,
+                        const int64_t *n, double *const *logits, dsv4_error *err)
+{
+    int result = 0;
+    if (talks)
+        tell("mtp together", count, n, logits);
+    for (int64_t i = 0; i < count && result == 0; i++)
+        result = dsv4_path_ref.mtp(runs[i], next_ids[i], n[i], logits[i], err);
+    return result;
+}
+
+static int refuse_together(dsv4_run *const *runs, int64_t count, const int64_t *const *token_ids,
+                           const int64_t *n, double *const *logits, dsv4_error *err)
+{
+    (void)runs, (void)count, (void)token_ids, (void)n, (void)logits;
+    return dsv4_fail(err, "they will not go together");
+}
+
+static void close_ref(dsv4_run *run)
+{
+    dsv4_path_ref.close(run);
+}
+
+static const dsv4_path batch_path = {.name = "batch", .open = open_quietly,
+                                     .forward = forward_alone, .mtp = mtp_alone,
+                                     .forward_batch = forward_together,
+                                     .mtp_batch = mtp_together, .close = close_ref};
+static const dsv4_path talking_path = {.name = "talking", .configure = configure, .level = level,
+                                       .open = open_talking, .forward = forward_alone,
+                                       .mtp = mtp_alone, .forward_batch = forward_together,
+                                       .mtp_batch = mtp_together, .close = close_ref};
+static const dsv4_path apart_path = {.name = "apart", .open = open_quietly,
+                                     .forward = forward_alone, .mtp = mtp_alone,
+                                     .forward_batch = refuse_together, .close = close_ref};
+static const dsv4_path jumping_path = {.name = "jumping", .open = open_odd_run,
+                                       .forward_batch = show_jumps, .close = close_odd_run};
+static const dsv4_path wide_path = {.name = "wide", .open = open_odd_run,
+                                    .forward = show_wide_choice, .close = close_odd_run};
+static const dsv4_path needless_path = {.name = "needless", .open = open_odd_run,
+                                        .forward = show_needless_score, .close = close_odd_run};
 static const dsv4_path closed_path = {.name = "closed", .open = open_no_run};
 static const dsv4_path odd_path = {.name = "odd", .open = open_odd_run, .forward = show_odd_tensor,
                                    .mtp = fail_mtp, .close = close_odd_run};
@@ -135,8 +286,9 @@ static const dsv4_path slow_path = {.name = "slow", .open = open_odd_run,
 const dsv4_path *dsv4_path_find(const char *name)
 {
     const dsv4_path *const paths[] = {&dsv4_path_ref, &closed_path, &odd_path, &slow_path,
-                                      &narrow_path};
-    for (int i = 0; i < 5; i++)
+                                      &narrow_path, &batch_path, &talking_path, &apart_path,
+                                      &wide_path, &needless_path, &jumping_path};
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++)
         if (strcmp(paths[i]->name, name) == 0)
             return paths[i];
     return NULL;
@@ -427,6 +579,10 @@ static void chunks_make_no_difference(void **state)
     assert_runs("model", "--ids", "many.txt", "-o", "whole.h5");
     assert_runs("model", "--ids", "many.txt", "-o", "chunks.h5", "--chunk", "300");
     assert_same_bytes("whole.h5", "chunks.h5");
+    /* And more scores than are written at once. */
+    assert_runs("model", "--ids", "many.txt", "--trace", "-o", "whole.h5", "--chunk", "300");
+    assert_runs("model", "--ids", "many.txt", "--trace", "-o", "chunks.h5", "--chunk", "1");
+    assert_same_bytes("whole.h5", "chunks.h5");
 }
 
 static void sources_of_ids_are_equal(void **state)
@@ -633,6 +789,11 @@ static void paths_may_fail(void **state)
     assert_refuses("no such device", "model", "--tokens", "1", "--path", "closed", "-o", "no.h5");
     assert_refuses("no.h5: no dataset trace/layers/0/odd", "model", "--tokens", "1", "--path",
                    "odd", "--trace", "--mtp", "-o", "no.h5");
+    assert_refuses("no.h5: trace/layers/1/selected: 1 rows of 9 values from row 0 are outside the "
+                   "dataset", "model", "--tokens", "1 2 3 4 5 6 7 8", "--path", "wide", "--trace",
+                   "-o", "no.h5");
+    assert_refuses("no.h5: no dataset trace/layers/0/index_score", "model", "--tokens", "1",
+                   "--path", "needless", "--trace", "-o", "no.h5");
     assert_refuses("--mtp: no-mtp has num_nextn_predict_layers 0", "no-mtp", "--tokens", "1",
                    "--mtp", "-o", "no.h5");
     assert_refuses("none/config.json: No such file or directory", "none", "--tokens",
@@ -650,7 +811,6 @@ static void assert_shape(dsv4_h5 *file, const char *name, int64_t rows, int64_t 
     dsv4_h5_data_free(&data);
 }
 
-/* Fewer tokens than a group has, and fewer groups than index_topk. */
 /* A path that does not take the choices that it is given must not pass for one that does. */
 static void paths_have_to_replay(void **state)
 {
@@ -664,6 +824,7 @@ static void paths_have_to_replay(void **state)
                    "choices.h5", "-o", "no.h5");
 }
 
+/* Fewer tokens than a group has, and fewer groups than index_topk. */
 static void short_runs_are_traced(void **state)
 {
     (void)state;
@@ -681,6 +842,303 @@ static void short_runs_are_traced(void **state)
     assert_shape(file, "trace/layers/2/selected", 8, 1);
     assert_false(dsv4_h5_has(file, "trace/mtp/0/q"));
     dsv4_h5_close(file, NULL);
+}
+
+/* ---- several sequences ---- */
+
+static void put_integers(dsv4_h5 *file, const char *name, int rank, const int64_t *shape,
+                         const int64_t *values)
+{
+    dsv4_error err = {""};
+    if (dsv4_h5_put(file, name, DSV4_H5_I64, rank, shape, values, &err) != 0)
+        fail_msg("%s", err.text);
+}
+
+/* Sequences that are rotations of the ids, and 99 behind the end of the shorter ones. */
+static void put_batch(const char *path, int64_t B, int64_t S, const int64_t *lengths)
+{
+    dsv4_error err = {""};
+    int64_t *all = dsv4_alloc((size_t)(B * S), sizeof *all);
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t t = 0; t < S; t++)
+            all[b * S + t] = lengths == NULL || t < lengths[b] ? ids[(t + 3 * b) % TOKENS] : 99;
+    dsv4_h5 *file = dsv4_h5_create(path, &err);
+    put_integers(file, "token_ids", 2, (const int64_t[]){B, S}, all);
+    if (lengths != NULL)
+        put_integers(file, "lengths", 1, &B, lengths);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    free(all);
+}
+
+/* Sequence `b` alone, in a text file. */
+static void put_single(const char *path, int64_t b, int64_t length)
+{
+    FILE *text = fopen(path, "w");
+    for (int64_t t = 0; t < length; t++)
+        fprintf(text, "%" PRId64 "\n", ids[(t + 3 * b) % TOKENS]);
+    fclose(text);
+}
+
+/* Value `i` of a row of a single run that has `width` values. Scores and selections of a batch are
+ * as wide as those of its longest sequence may be. */
+static double single_value(const dsv4_h5_data *one, const char *name, int64_t row, int64_t width,
+                           int64_t i)
+{
+    if (i >= width)
+        return strstr(name, "index_score") != NULL ? -INFINITY : -1;
+    int64_t at = row * width + i;
+    return one->integer ? (double)one->indices[at] : one->values[at];
+}
+
+/* Dataset `name` of sequence `b` in a batch, against that of its single run. */
+static void assert_entry(const char *name, const dsv4_h5_data *all, int64_t b,
+                         const dsv4_h5_data *one)
+{
+    const bool ragged = strstr(name, "index_score") != NULL || strstr(name, "selected") != NULL;
+    const int64_t rows = all->shape[1];
+    const int64_t width = rows > 0 ? all->count / all->shape[0] / rows : 0;
+    const int64_t own = one->shape[0] > 0 ? one->count / one->shape[0] : width;
+    assert_int_equal(all->rank, one->rank + 1);
+    assert_int_equal(all->integer, one->integer);
+    assert_true(ragged ? own <= width : own == width);
+    assert_true(one->shape[0] <= rows);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < width; i++) {
+            const int64_t at = (b * rows + row) * width + i;
+            const double value = all->integer ? (double)all->indices[at] : all->values[at];
+            if (row >= one->shape[0] && all->integer)
+                assert_true(value == -1);
+            else if (row >= one->shape[0])
+                assert_true(isnan(value));
+            else if (value != single_value(one, name, row, own, i))
+                fail_msg("%s: sequence %d, row %d, value %d", name, (int)b, (int)row, (int)i);
+        }
+}
+
+/* batch.h5 of `lengths`, against single.h5 of sequence `b`. */
+static void assert_sequence(int64_t b, int64_t B, const int64_t *lengths, int64_t sets)
+{
+    dsv4_error err = {""};
+    dsv4_h5 *batch = open_file("batch.h5"), *single = open_file("single.h5");
+    int64_t count;
+    char **names = dsv4_h5_names(batch, &count, &err);
+    assert_int_equal(count, sets + 1);
+    for (int64_t i = 0; i < count; i++) {
+        if (strcmp(names[i], "lengths") == 0) {
+            assert_set(batch, "lengths", NULL, lengths, B);
+            continue;
+        }
+        dsv4_h5_data all = read_set(batch, names[i]), one = read_set(single, names[i]);
+        assert_int_equal(all.shape[0], B);
+        assert_entry(names[i], &all, b, &one);
+        dsv4_h5_data_free(&all);
+        dsv4_h5_data_free(&one);
+    }
+    dsv4_h5_names_free(names, count);
+    dsv4_h5_close(batch, NULL);
+    dsv4_h5_close(single, NULL);
+}
+
+static int64_t sets_in(const char *path)
+{
+    dsv4_error err = {""};
+    int64_t count;
+    dsv4_h5 *file = open_file(path);
+    char **names = dsv4_h5_names(file, &count, &err);
+    dsv4_h5_names_free(names, count);
+    dsv4_h5_close(file, NULL);
+    return count;
+}
+
+/* Around the ends of chunks of 5, around groups of 4 and 8, and less than one. */
+static const int64_t lengths[] = {20, 5, 10, 4, 6, 1, 11, 15};
+enum { SEQUENCES = sizeof lengths / sizeof *lengths };
+
+static void batches_are_single_runs(void **state)
+{
+    (void)state;
+    static const struct { const char *path, *chunk, *numerics; } runs[] = {
+        {"ref", "5", "exact"},     {"batch", "5", "exact"}, {"batch", "1", "exact"},
+        {"batch", "256", "exact"}, {"ref", "3", "released"},
+    };
+    put_batch("sequences.h5", SEQUENCES, TOKENS, lengths);
+    for (size_t r = 0; r < sizeof runs / sizeof *runs; r++) {
+        assert_runs("model", "--ids-h5", "sequences.h5", "--path", runs[r].path, "--chunk",
+                    runs[r].chunk, "--numerics", runs[r].numerics, "--mtp", "--trace", "-o",
+                    "batch.h5");
+        for (int64_t b = 0; b < SEQUENCES; b++) {
+            put_single("single.txt", b, lengths[b]);
+            assert_runs("model", "--ids", "single.txt", "--numerics", runs[r].numerics, "--mtp",
+                        "--trace", "-o", "single.h5");
+            assert_sequence(b, SEQUENCES, lengths, sets_in("single.h5"));
+        }
+    }
+    /* What was written can be read. */
+    assert_runs("model", "--ids-h5", "batch.h5", "--numerics", "released", "--mtp", "--trace",
+                "-o", "again.h5");
+    assert_same_bytes("batch.h5", "again.h5");
+}
+
+/* Padding of more rows than are written at once. */
+static void long_padding_is_written(void **state)
+{
+    (void)state;
+    const int64_t uneven[] = {2, 300};
+    put_batch("sequences.h5", 2, 300, uneven);
+    assert_runs("model", "--ids-h5", "sequences.h5", "--trace", "-o", "batch.h5");
+    for (int64_t b = 0; b < 2; b++) {
+        put_single("single.txt", b, uneven[b]);
+        assert_runs("model", "--ids", "single.txt", "--trace", "-o", "single.h5");
+        assert_sequence(b, 2, uneven, sets_in("single.h5"));
+    }
+}
+
+/* Rows that are written together are of one sequence and one layer, and follow each other. */
+static void rows_find_their_places(void **state)
+{
+    (void)state;
+    const int64_t width[] = {0, 2, 1}; /* of the layers */
+    int64_t expected[3][2 * 8 * 2];
+    memset(expected, -1, sizeof expected);
+    for (int64_t i = 0; i < JUMPS; i++) {
+        const int64_t layer = jumps[i].layer;
+        expected[layer][(jumps[i].run * 8 + jumps[i].row) * width[layer]] = 100 + i;
+    }
+    put_batch("sequences.h5", 2, 8, NULL);
+    assert_runs("model", "--ids-h5", "sequences.h5", "--trace", "--path", "jumping", "-o",
+                "batch.h5");
+    dsv4_h5 *file = open_file("batch.h5");
+    assert_set(file, "trace/layers/1/selected", NULL, expected[1], 2 * 8 * 2);
+    assert_set(file, "trace/layers/2/selected", NULL, expected[2], 2 * 8 * 1);
+    dsv4_h5_close(file, NULL);
+}
+
+static void batches_may_be_even(void **state)
+{
+    (void)state;
+    const int64_t even[] = {7, 7};
+    put_batch("even.h5", 2, 7, NULL);
+    put_batch("sequences.h5", 2, 7, even);
+    assert_runs("model", "--ids-h5", "even.h5", "-o", "batch.h5");
+    assert_runs("model", "--ids-h5", "sequences.h5", "-o", "again.h5");
+    assert_same_bytes("batch.h5", "again.h5");
+    /* One of rank 2 is a batch as well. */
+    put_batch("one.h5", 1, TOKENS, NULL);
+    assert_runs("model", "--ids-h5", "one.h5", "--mtp", "--trace", "-o", "batch.h5");
+    assert_runs("model", "--tokens", tokens, "--mtp", "--trace", "-o", "single.h5");
+    assert_sequence(0, 1, (const int64_t[]){TOKENS}, sets_in("single.h5"));
+    /* Of rank 1 it is none, whatever lengths may be. */
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create("flat.h5", &err);
+    put_integers(file, "token_ids", 1, (const int64_t[]){TOKENS}, ids);
+    put_integers(file, "lengths", 1, (const int64_t[]){2}, even);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_runs("model", "--ids-h5", "flat.h5", "--mtp", "--trace", "-o", "batch.h5");
+    assert_same_bytes("batch.h5", "single.h5");
+}
+
+static void likely_tokens_of_all_are_printed(void **state)
+{
+    (void)state;
+    const int64_t uneven[] = {1, TOKENS, 6};
+    put_batch("sequences.h5", 3, TOKENS, uneven);
+    char expected[6000] = "";
+    for (int64_t b = 0; b < 3; b++) {
+        put_single("single.txt", b, uneven[b]);
+        command_result single = command_call(dsv4_logits_main, "dsv4 logits", "model", "--ids",
+                                             "single.txt", "--mtp");
+        sprintf(expected + strlen(expected), "%ssequence %d\n%s", b > 0 ? "\n" : "", (int)b,
+                single.out);
+        command_free(&single);
+    }
+    static const char *const chunks[] = {"256", "1", "5"}, *const paths[] = {"ref", "batch"};
+    for (int i = 0; i < 6; i++) {
+        const char *const words[] = {"dsv4 logits", "model", "--ids-h5", "sequences.h5", "--mtp",
+                                     "--chunk", chunks[i % 3], "--path", paths[i / 3]};
+        assert_prints(expected, 9, words);
+    }
+}
+
+#define assert_tells(expected, ...)                                                                \
+    do {                                                                                           \
+        command_result result_ = command_call(dsv4_logits_main, "dsv4 logits", __VA_ARGS__,        \
+                                              "--path", "talking");                                \
+        assert_string_equal(result_.err, "");                                                      \
+        assert_memory_equal(result_.out, expected, strlen(expected));                              \
+        assert_int_equal(result_.code, 0);                                                         \
+        command_free(&result_);                                                                    \
+    } while (0)
+
+/* All that go on are in one call; logits are asked for where they are used. */
+static void paths_are_asked_for_what_is_used(void **state)
+{
+    (void)state;
+    put_batch("sequences.h5", 3, 11, (const int64_t[]){5, 11, 1});
+    assert_tells("configure 0 NULL 0\nopen 5\nopen 11\nopen 1\n"
+                 "forward together 5 5 1\nmtp together 5 5 1\n"
+                 "forward together 5\nmtp together 5\nforward together 1\nmtp together 1\n",
+                 "model", "--ids-h5", "sequences.h5", "--chunk", "5", "--mtp", "-o", "told.h5");
+    assert_tells("configure 0 NULL 0\nopen 5\nopen 11\nopen 1\n"
+                 "forward together 3 silent 5 silent 1\nmtp together 3 silent 5 silent 1\n"
+                 "forward together 2 4 silent\nmtp together 2 4 silent\n"
+                 "forward together 2\nmtp together 2\nsequence 0\n",
+                 "model", "--ids-h5", "sequences.h5", "--chunk", "5", "--mtp");
+    assert_tells("configure 0 NULL 0\nopen 20\nforward 8 silent\nforward 8 silent\n"
+                 "forward 3 silent\nforward 1\nafter position 19:\n",
+                 "model", "--tokens", tokens, "--chunk", "8");
+    assert_tells("configure 0 NULL 0\nopen 20\nforward 8\nforward 8\nforward 4\n",
+                 "model", "--tokens", tokens, "--chunk", "8", "-o", "told.h5");
+    assert_tells("configure 3 avx2 1\nopen 1\nforward 1\nafter position 0:\n", "model",
+                 "--tokens", "3", "--threads", "3", "--isa", "avx2", "--deterministic");
+}
+
+static void what_runs_is_said(void **state)
+{
+    (void)state;
+    command_result result = command_call(dsv4_logits_main, "dsv4 logits", "model", "--tokens", "1",
+                                         "-v", "--path", "talking");
+    assert_string_equal(result.err, "dsv4 logits: path talking: abacus, 3 beads\n");
+    assert_int_equal(result.code, 0);
+    command_free(&result);
+    result = command_call(dsv4_logits_main, "dsv4 logits", "model", "--tokens", "1", "--verbose");
+    assert_string_equal(result.err, "dsv4 logits: path ref\n");
+    assert_int_equal(result.code, 0);
+    command_free(&result);
+    assert_refuses("no such instructions", "model", "--tokens", "1", "--isa", "none", "--path",
+                   "talking", "-o", "no.h5");
+}
+
+static void bad_batches_are_refused(void **state)
+{
+    (void)state;
+    put_batch("sequences.h5", 3, TOKENS, (const int64_t[]){1, 20, 2});
+    assert_runs("model", "--ids-h5", "sequences.h5", "--trace", "-o", "batch.h5");
+    assert_refuses("--replay takes one sequence: token_ids of sequences.h5 has shape [3,20], "
+                   "expected rank 1", "model", "--ids-h5", "sequences.h5", "--replay", "batch.h5",
+                   "-o", "no.h5");
+    assert_refuses("sequences.h5: is the file of the token ids: not overwritten", "model",
+                   "--ids-h5", "sequences.h5", "-o", "sequences.h5");
+    assert_refuses("they will not go together", "model", "--ids-h5", "sequences.h5", "--path",
+                   "apart", "-o", "no.h5");
+    assert_refuses("sequence 0: MTP was called", "model", "--ids-h5", "sequences.h5", "--path",
+                   "odd", "--mtp", "-o", "no.h5");
+    put_batch("long.h5", 1, 301, NULL);
+    assert_refuses("long.h5: sequences of 301 token ids: the model has max_position_embeddings 300",
+                   "model", "--ids-h5", "long.h5", "-o", "no.h5");
+
+    const int64_t wrong[] = {1, 2, 3, 4, 32, 6, -1, 8, 9};
+    dsv4_error err = {""};
+    dsv4_h5 *file = dsv4_h5_create("wrong.h5", &err);
+    put_integers(file, "token_ids", 2, (const int64_t[]){3, 3}, wrong);
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_refuses("wrong.h5: the token at position 1 of sequence 1 has id 32: the model has "
+                   "vocab_size 32", "model", "--ids-h5", "wrong.h5", "-o", "no.h5");
+    file = dsv4_h5_create("wrong.h5", &err);
+    put_integers(file, "token_ids", 2, (const int64_t[]){3, 3}, wrong);
+    put_integers(file, "lengths", 1, (const int64_t[]){3}, (const int64_t[]){3, 1, 1});
+    assert_int_equal(dsv4_h5_close(file, &err), 0);
+    assert_refuses("wrong.h5: the token at position 0 of sequence 2 has id -1: the model has "
+                   "vocab_size 32", "model", "--ids-h5", "wrong.h5", "-o", "no.h5");
 }
 
 static void usage_is_checked(void **state)
@@ -702,6 +1160,18 @@ static void usage_is_checked(void **state)
     assert_usage("--chunk: expected a number of tokens, 1 or more, got ''", "--chunk", "");
     assert_usage("--chunk: expected a number of tokens, 1 or more, got '9999999999999999999'",
                  "--chunk", "9999999999999999999");
+    assert_usage("--threads: expected a number of threads, 0 for all processors, got '-1'",
+                 "--threads", "-1");
+    assert_usage("--threads: expected a number of threads, 0 for all processors, got 'two'",
+                 "--threads", "two");
+    assert_usage("--threads: expected a number of threads, 0 for all processors, got '2147483648'",
+                 "--threads", "2147483648");
+    assert_usage("--threads: --path ref has no such choice", "model", "--tokens", "1", "--threads",
+                 "0");
+    assert_usage("--isa: --path ref has no such choice", "--isa", "avx2", "model", "--tokens", "1",
+                 "--path", "ref");
+    assert_usage("--deterministic: --path batch has no such choice", "model", "--tokens", "1",
+                 "--deterministic", "--path", "batch");
     assert_usage("unrecognized option '--none'", "--none");
     command_result result = command_call(dsv4_logits_main, "dsv4 logits", "--help");
     assert_non_null(strstr(result.out, "Usage: dsv4 logits [OPTION...] MODEL_DIR\n"));
@@ -725,6 +1195,14 @@ int main(void)
         cmocka_unit_test(paths_may_fail),
         cmocka_unit_test(paths_have_to_replay),
         cmocka_unit_test(short_runs_are_traced),
+        cmocka_unit_test(batches_are_single_runs),
+        cmocka_unit_test(long_padding_is_written),
+        cmocka_unit_test(rows_find_their_places),
+        cmocka_unit_test(batches_may_be_even),
+        cmocka_unit_test(likely_tokens_of_all_are_printed),
+        cmocka_unit_test(paths_are_asked_for_what_is_used),
+        cmocka_unit_test(what_runs_is_said),
+        cmocka_unit_test(bad_batches_are_refused),
         cmocka_unit_test(usage_is_checked),
     };
     return cmocka_run_group_tests_name("logits", tests, make_models, scratch_leave) != 0;
