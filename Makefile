@@ -18,13 +18,22 @@ PKG_LIBS    = $(eval PKG_LIBS := $$(shell pkg-config --libs $(PACKAGES) 2>/dev/n
 FLAGS = -std=c11 -D_GNU_SOURCE -DDSV4_VERSION='"$(VERSION)"' -I. -ffp-contract=off -fno-fast-math \
         -Wall -Wextra -Wpedantic -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla \
         $(PKG_CFLAGS)
-LIBS  = $(PKG_LIBS) -ldl -lm
+LIBS  = $(PKG_LIBS) -ldl -lm -pthread
+
+# Kernels of an instruction set are in files of their own; which of them run is decided when the program
+# starts. Other processors have the portable ones only.
+TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+FAST   := $(wildcard fast/*.c) $(if $(filter x86_64,$(TARGET)),$(wildcard fast/x86/*.c))
+%_avx2.o:   ISA = -mavx2 -mfma -mf16c
+%_avx512.o: ISA = -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
 
 MAIN  := host/dsv4.c
-LIB   := $(filter-out $(MAIN),$(wildcard host/*.c)) $(wildcard ref/*.c vectors/museum/*.c)
+LIB   := $(filter-out $(MAIN),$(wildcard host/*.c)) $(wildcard ref/*.c vectors/museum/*.c) \
+         $(FAST)
 GEN   := $(wildcard vectors/gen/*.c)
 AIDS  := $(filter-out tests/test_%.c tests/tool_%.c,$(wildcard tests/*.c))
-TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+ONLY  ?= test_*
+TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(filter tests/test_%,$(wildcard tests/$(ONLY).c)))
 TOOLS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/tool_*.c))
 obj    = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
@@ -41,9 +50,9 @@ endif
 .SECONDARY:
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z0-9-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 	@echo
-	@echo 'Variables: BUILD=$(BUILD)  CC=$(CC)  OPT="$(OPT)"  ORACLE=$(ORACLE)  V=1'
+	@echo 'Variables: BUILD=$(BUILD)  CC=$(CC)  OPT="$(OPT)"  ORACLE=$(ORACLE)  ONLY=$(ONLY)  V=1'
 
 demo: setup ## install what is needed, build, and run the model on a small checkpoint
 	$(Q)$(MAKE) --no-print-directory build tools
@@ -61,20 +70,29 @@ tests: $(BUILD)/dsv4 $(TESTS) $(TOOLS) ## compile the tests
 
 tools: $(TOOLS) ## compile build/tests/tool_make_checkpoint and other aids
 
-test: tests ## compile and run the tests of this build only
-	$(Q)DSV4_ORACLE=$(abspath $(ORACLE)) ci/run-tests.sh $(BUILD)
+test: tests ## compile and run the tests of this build only; ONLY='test_m*' for some
+	$(Q)DSV4_ORACLE=$(abspath $(ORACLE)) ci/run-tests.sh $(BUILD) '$(ONLY)'
 
 asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/asan \
 	    OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 
-coverage: ## line and branch coverage of ref/ and host/; fails under 95 % of lines
+tsan: ## the tests of fast/ under ThreadSanitizer
+	$(Q)ci/tsan.sh $(BUILD)
+
+aarch64: ## the tests of fast/ and the vectors on another processor, emulated
+	$(Q)ci/aarch64.sh $(BUILD)
+
+coverage: ## line and branch coverage of ref/, host/ and fast/; fails under 95 % of lines
 	$(Q)find $(BUILD)/coverage -name '*.gcda' -delete 2>/dev/null || true
 	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/coverage OPT="-O0 -g --coverage"
 	$(Q)ci/coverage.sh $(BUILD)/coverage
 
 spec-check: ## compare the rules of spec/ with code and tests
 	$(Q)ci/spec-check.sh
+
+symbols: build ## what the objects of fast/, host/ and each instruction set may call
+	$(Q)ci/symbols.sh $(BUILD)
 
 spec-sync: ## rewrite the rule comments in the code with the text of spec/
 	$(Q)ci/spec-check.sh --sync
@@ -107,11 +125,11 @@ clean: ## remove what was built
 $(BUILD)/obj/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(say) CC $<
-	$(Q)$(CC) $(CPPFLAGS) $(FLAGS) $(OPT) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CPPFLAGS) $(FLAGS) $(ISA) $(OPT) $(CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/libdsv4.a: $(call obj,$(LIB))
 	$(say) AR $@
-	$(Q)rm -f $@ && ar rcs $@ $^
+	$(Q)rm -f $@ && $(AR) rcs $@ $^
 
 $(BUILD)/dsv4: $(call obj,$(MAIN)) $(BUILD)/libdsv4.a
 	$(say) LD $@
@@ -128,5 +146,5 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
-.PHONY: help demo check setup build tests tools test asan coverage spec-check spec-sync status \
-        vectors vectors-check mutants errata third-party transformers-check clean
+.PHONY: help demo check setup build tests tools test asan tsan aarch64 coverage spec-check symbols \
+        spec-sync status vectors vectors-check mutants errata third-party transformers-check clean

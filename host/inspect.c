@@ -1,6 +1,7 @@
 #include "inspect.h"
 
 #include <argp.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdbool.h>
@@ -9,10 +10,12 @@
 #include <string.h>
 
 #include "model.h"
+#include "path.h"
 
 typedef struct {
     const char *dir, *geometry; /* one of them is given */
     bool json, check_values;
+    int64_t context; /* tokens whose state is wanted; 0: not asked */
 } inspect_arguments;
 
 typedef struct {
@@ -25,6 +28,7 @@ typedef struct {
     dsv4_config config;
     dsv4_checkpoint *checkpoint; /* NULL: a geometry without a checkpoint */
     bool check_values;
+    int64_t context;
     tally all, mtp;
     tally component[2][DSV4_COMPONENTS]; /* [1]: those of MTP layers */
     struct {
@@ -189,6 +193,12 @@ static void component_label(char label[32], int mtp, int component)
     snprintf(label, 32, "%s%s", mtp ? "mtp." : "", dsv4_component_name((dsv4_component)component));
 }
 
+/* What the caches of a sequence take; -1: more than can be counted. */
+static int64_t state_bytes(const inspection *in, dsv4_numerics numerics)
+{
+    return dsv4_path_find("fast")->state_bytes(&in->config, numerics, in->context);
+}
+
 static void print_json(const inspection *in)
 {
     json_t *by_dtype = json_object(), *by_component = json_object();
@@ -215,6 +225,11 @@ static void print_json(const inspection *in)
                              "wrong", in->wrong);
     if (in->check_values)
         json_object_set(root, "nan", in->nan);
+    if (in->context > 0)
+        json_object_set_new(root, "state",
+                            json_pack("{s:I, s:I, s:I}", "tokens", (json_int_t)in->context,
+                                      "released", (json_int_t)state_bytes(in, DSV4_RELEASED),
+                                      "exact", (json_int_t)state_bytes(in, DSV4_EXACT)));
     json_dumpf(root, stdout, JSON_INDENT(2));
     putchar('\n');
     json_decref(root);
@@ -348,6 +363,10 @@ static void print_text(const inspection *in)
                 component_label(label, mtp, c);
                 print_tally(label, &in->component[mtp][c], &in->all);
             }
+    if (in->context > 0)
+        printf("\nstate of %" PRId64 " tokens (--path fast), in bytes: released %" PRId64
+               ", exact %" PRId64 "\n", in->context, state_bytes(in, DSV4_RELEASED),
+               state_bytes(in, DSV4_EXACT));
     if (in->checkpoint != NULL) {
         printf("\n");
         print_problems(in);
@@ -383,6 +402,7 @@ static int run(const inspect_arguments *arguments, dsv4_error *err)
 {
     inspection in = {
         .check_values = arguments->check_values,
+        .context = arguments->context,
         .missing = json_array(),
         .unexpected = json_array(),
         .wrong = json_array(),
@@ -415,12 +435,14 @@ static const char documentation[] =
     "Exit codes: 0 good, 1 a tensor is missing, unexpected or wrong or a value is NaN, 2 cannot "
     "run.";
 
-enum { KEY_GEOMETRY = 256, KEY_JSON, KEY_CHECK_VALUES };
+enum { KEY_GEOMETRY = 256, KEY_JSON, KEY_CHECK_VALUES, KEY_CONTEXT };
 
 static const struct argp_option options[] = {
     {"geometry", KEY_GEOMETRY, "NAME", 0, "a released model, flash or pro, and no checkpoint", 0},
     {"json", KEY_JSON, NULL, 0, "write JSON", 0},
     {"check-values", KEY_CHECK_VALUES, NULL, 0, "read all values and look for NaN", 0},
+    {"context", KEY_CONTEXT, "N", 0, "also the memory that the caches of a sequence of N tokens "
+     "take", 0},
     {0},
 };
 
@@ -430,6 +452,16 @@ static void check_arguments(const inspect_arguments *arguments, struct argp_stat
         argp_error(state, "expected either MODEL_DIR, a checkpoint directory, or --geometry");
     if (arguments->check_values && arguments->geometry != NULL)
         argp_error(state, "--check-values: a geometry has no values");
+}
+
+static int64_t parse_context(const char *text, struct argp_state *state)
+{
+    char *end;
+    errno = 0;
+    long long tokens = strtoll(text, &end, 10);
+    if (end == text || *end != '\0' || errno != 0 || tokens < 1)
+        argp_error(state, "--context: expected a number of tokens, 1 or more, got '%s'", text);
+    return tokens;
 }
 
 static error_t parse_option(int key, char *text, struct argp_state *state)
@@ -443,6 +475,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
         return 0;
     case KEY_JSON: arguments->json = true; return 0;
     case KEY_CHECK_VALUES: arguments->check_values = true; return 0;
+    case KEY_CONTEXT: arguments->context = parse_context(text, state); return 0;
     case ARGP_KEY_ARG:
         if (arguments->dir != NULL)
             argp_error(state, "expected one MODEL_DIR, got a second: '%s'", text);

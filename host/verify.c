@@ -395,6 +395,8 @@ typedef struct {
     dsv4_tier tier;
     bool numerics[2], list, verbose, no_diagnosis;
     double timeout;
+    dsv4_path_options how;
+    const char *how_asked; /* the first option that set one of those; or NULL */
     char *patterns;      /* argz */
     size_t patterns_size;
 } verify_arguments;
@@ -436,6 +438,25 @@ static char *find_vectors(const char *told, dsv4_error *err)
     return NULL;
 }
 
+static int open_path(const verify_arguments *arguments, dsv4_engine *engine, dsv4_error *err)
+{
+    const dsv4_path *path = dsv4_path_find(arguments->way[PATH]);
+    if (path == NULL)
+        return dsv4_fail(err, "no path '%s'; there is: %s", arguments->way[PATH],
+                         dsv4_path_names());
+    if (path->configure == NULL && arguments->how_asked != NULL)
+        return dsv4_fail(err, "%s: path %s computes in one way only", arguments->how_asked,
+                         path->name);
+    if (path->configure != NULL && path->configure(&arguments->how, err) != 0)
+        return -1;
+    engine->answer = path->answer;
+    if (path->level != NULL)
+        snprintf(engine->name, sizeof engine->name, "path %s (%s)", path->name, path->level());
+    else
+        snprintf(engine->name, sizeof engine->name, "path %s", path->name);
+    return 0;
+}
+
 static int open_engine(const verify_arguments *arguments, dsv4_engine *engine, dsv4_error *err)
 {
     *engine = (dsv4_engine){.context = NULL};
@@ -445,13 +466,7 @@ static int open_engine(const verify_arguments *arguments, dsv4_engine *engine, d
         return dsv4_candidate_engine(engine, arguments->way[CANDIDATE], err);
     if (arguments->way[EXEC] != NULL)
         return dsv4_exec_engine(engine, arguments->way[EXEC], arguments->timeout, err);
-    const dsv4_path *path = dsv4_path_find(arguments->way[PATH]);
-    if (path == NULL)
-        return dsv4_fail(err, "no path '%s'; there is: %s", arguments->way[PATH],
-                         dsv4_path_names());
-    engine->answer = path->answer;
-    snprintf(engine->name, sizeof engine->name, "path %s", path->name);
-    return 0;
+    return open_path(arguments, engine, err);
 }
 
 static int run(const verify_arguments *arguments, const dsv4_verify_options *options,
@@ -509,7 +524,8 @@ static int run_with_vectors(const verify_arguments *arguments, dsv4_error *err)
 
 enum {
     KEY_PATH = 256, KEY_PLUGIN, KEY_CANDIDATE, KEY_EXEC, KEY_VECTORS, KEY_PRECISION, KEY_NUMERICS,
-    KEY_OP, KEY_JUNIT, KEY_JSON, KEY_LIST, KEY_VERBOSE, KEY_NO_DIAGNOSIS, KEY_TIMEOUT
+    KEY_OP, KEY_JUNIT, KEY_JSON, KEY_LIST, KEY_VERBOSE, KEY_NO_DIAGNOSIS, KEY_TIMEOUT,
+    KEY_ISA, KEY_THREADS, KEY_DETERMINISTIC
 };
 
 static void parse_numerics(verify_arguments *arguments, const char *text, struct argp_state *state)
@@ -538,6 +554,35 @@ static void parse_timeout(verify_arguments *arguments, const char *text, struct 
                    text);
 }
 
+static void parse_threads(verify_arguments *arguments, const char *text, struct argp_state *state)
+{
+    enum { MOST = 1024 };
+    char *end;
+    long threads = strtol(text, &end, 10);
+    if (end == text || *end != '\0' || threads < 1 || threads > MOST)
+        argp_error(state, "--threads: expected a number from 1 to %d, got '%s'", MOST, text);
+    arguments->how.threads = (int)threads;
+}
+
+/* --isa, --threads or --deterministic. */
+static void parse_how(verify_arguments *arguments, int key, const char *text,
+                      struct argp_state *state)
+{
+    const char *name = key == KEY_ISA       ? "--isa"
+                       : key == KEY_THREADS ? "--threads"
+                                            : "--deterministic";
+    if (key == KEY_ISA && text[0] == '\0')
+        argp_error(state, "--isa: expected a level of instructions, got ''");
+    else if (key == KEY_ISA)
+        arguments->how.isa = text;
+    else if (key == KEY_THREADS)
+        parse_threads(arguments, text, state);
+    else
+        arguments->how.deterministic = true;
+    if (arguments->how_asked == NULL)
+        arguments->how_asked = name;
+}
+
 static void check_ways(const verify_arguments *arguments, struct argp_state *state)
 {
     int ways = 0;
@@ -546,6 +591,8 @@ static void check_ways(const verify_arguments *arguments, struct argp_state *sta
     if (ways > 1 || (ways == 0 && !arguments->list))
         argp_error(state, "expected one of --path, --plugin, --candidate and --exec, got %s",
                    ways == 0 ? "none" : "several");
+    if (arguments->how_asked != NULL && arguments->way[PATH] == NULL)
+        argp_error(state, "%s is for --path only", arguments->how_asked);
 }
 
 static error_t parse_option(int key, char *text, struct argp_state *state)
@@ -571,6 +618,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case KEY_VERBOSE: arguments->verbose = true; return 0;
     case KEY_NO_DIAGNOSIS: arguments->no_diagnosis = true; return 0;
     case KEY_TIMEOUT: parse_timeout(arguments, text, state); return 0;
+    case KEY_ISA:
+    case KEY_THREADS:
+    case KEY_DETERMINISTIC: parse_how(arguments, key, text, state); return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "unexpected argument '%s'", text);
         return 0;
@@ -581,7 +631,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 
 static const struct argp_option options_table[] = {
     {NULL, 0, NULL, 0, "What to verify, one of:", 1},
-    {"path", KEY_PATH, "NAME", 0, "A path of this program: ref", 1},
+    {"path", KEY_PATH, "NAME", 0, "A path of this program: ref or fast", 1},
     {"plugin", KEY_PLUGIN, "LIB.so", 0, "A shared library with the interface of "
      "vectors/dsv4_plugin.h", 1},
     {"candidate", KEY_CANDIDATE, "OUT.h5", 0, "Outputs that a program wrote, as "
@@ -606,6 +656,11 @@ static const struct argp_option options_table[] = {
     {"json", KEY_JSON, "FILE", 0, "Write the results as JSON", 3},
     {"timeout", KEY_TIMEOUT, "S", 0, "Seconds that a plugin may take for a case, and a command "
      "for each case of a vector file (default 60)", 3},
+    {NULL, 0, NULL, 0, "How --path fast computes:", 4},
+    {"isa", KEY_ISA, "LEVEL", 0, "Instructions of this level at most: portable, avx2, avx512 or "
+     "amx (default: DSV4_ISA in the environment, or all that the machine has)", 4},
+    {"threads", KEY_THREADS, "N", 0, "Threads at work (default: one for each processor)", 4},
+    {"deterministic", KEY_DETERMINISTIC, NULL, 0, "The same bits for any number of threads", 4},
     {0},
 };
 

@@ -440,11 +440,31 @@ static void foreign_checkpoints_are_good(void **state)
     assert_int_not_equal(seen, 0);
 }
 
+/* 583 bytes an entry and 68 a key: 21 CSA layers, 20 HCA layers. */
+static void state_of_a_long_context(void **state)
+{
+    (void)state;
+    const int64_t tokens = 1048576, entries = 21 * tokens / 4 * (583 + 68) + 20 * tokens / 128 * 583;
+    json_t *root = check_json(inspect("--geometry=flash", "--context=1048576", "--json"), 0);
+    json_t *memory = json_object_get(root, "state");
+    assert_int_equal(number(memory, "tokens"), tokens);
+    assert_true(number(memory, "released") > entries);
+    assert_true(number(memory, "released") < entries + 30000000 && entries < 3900000000);
+    assert_true(number(memory, "exact") > 3 * entries);
+    json_decref(root);
+    check(inspect("--geometry=flash", "--context=4096", NULL), 0,
+          "\nstate of 4096 tokens (--path fast), in bytes: released ", "");
+    check(inspect("--geometry=flash", "--context=0", NULL), 2, "",
+          "--context: expected a number of tokens, 1 or more, got '0'");
+    check(inspect("--geometry=flash", "--context=9x", NULL), 2, "", "1 or more, got '9x'");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(flash_as_json),
         cmocka_unit_test(geometries_as_text),
+        cmocka_unit_test(state_of_a_long_context),
         cmocka_unit_test(what_cannot_run),
         cmocka_unit_test(good_checkpoints),
         cmocka_unit_test(faults_are_listed),

@@ -1,4 +1,4 @@
-/* The reference against the oracle: checkpoints and traces by an independent implementation.
+/* Both paths against the oracle: checkpoints and traces by an independent implementation.
  *
  * DSV4_ORACLE names the directory. The repository carries a part of it (tests/oracle: logits without
  * traces); without the whole, the tests that need traces are skipped, and say so. */
@@ -16,6 +16,15 @@
 
 #include "against.h"
 #include "ref/ref.h"
+
+/* A path, and how near to the oracle it has to be: the reference computes in binary64, and the fast path
+ * in binary32, whose unit is 6e-8: through a few layers of sums it grows to some 1e-5 of the scale. */
+typedef struct {
+    const dsv4_path *path;
+    const char *isa;      /* for paths with a choice */
+    const char *name;     /* of the checkpoint */
+    double exact, chunks; /* the largest relative errors */
+} subject;
 
 static char *path_of(char path[512], const char *name, const char *suffix)
 {
@@ -48,11 +57,15 @@ static void require(const char *name, bool traces)
 
 /* A pass over the oracle's tokens in pieces of `chunk`, MTP included. Returns the logits of both
  * [S, 2 V], to be freed. */
-static double *pass(const char *name, dsv4_numerics numerics, int64_t chunk, against *a, bool feed,
+static double *pass(const subject *who, dsv4_numerics numerics, int64_t chunk, against *a, bool feed,
                     bool traced, dsv4_model *model, int64_t *S)
 {
     char path[512];
+    const char *name = who->name;
+    const dsv4_path_options options = {.threads = 2, .isa = who->isa};
     dsv4_error err = {{0}};
+    if (who->path->configure != NULL && who->path->configure(&options, &err) != 0)
+        fail_msg("%s", err.text);
     if (dsv4_model_open(model, path_of(path, name, ""), numerics, true, &err) != 0)
         fail_msg("%s", err.text);
     against_open(a, path_of(path, name, ".h5"), &model->config, feed);
@@ -61,18 +74,18 @@ static double *pass(const char *name, dsv4_numerics numerics, int64_t chunk, aga
     *S = ids.count;
     int64_t V = model->config.vocab_size;
     double *logits = calloc((size_t)(2 * ids.count * V), sizeof *logits), *mtp = logits + ids.count * V;
-    dsv4_run *run = dsv4_path_ref.open(model, numerics, ids.count, traced ? &a->tap : NULL, &err);
+    dsv4_run *run = who->path->open(model, numerics, ids.count, traced ? &a->tap : NULL, &err);
     for (int64_t t = 0; t < ids.count; t += chunk) {
         int64_t n = ids.count - t < chunk ? ids.count - t : chunk;
         int64_t *next = calloc((size_t)n, sizeof *next);
         for (int64_t i = 0; i < n; i++)
             next[i] = ids.indices[(t + i + 1) % ids.count];
-        if (dsv4_path_ref.forward(run, ids.indices + t, n, logits + t * V, &err) != 0 ||
-            dsv4_path_ref.mtp(run, next, n, mtp + t * V, &err) != 0)
+        if (who->path->forward(run, ids.indices + t, n, logits + t * V, &err) != 0 ||
+            who->path->mtp(run, next, n, mtp + t * V, &err) != 0)
             fail_msg("%s", err.text);
         free(next);
     }
-    dsv4_path_ref.close(run);
+    who->path->close(run);
     against_rows(a, "logits", 0, *S, V, logits);
     against_rows(a, "mtp_logits", 0, *S, V, mtp);
     dsv4_h5_data_free(&ids);
@@ -89,13 +102,14 @@ static void show_all(against *a)
 
 static void exact(void **state)
 {
-    const char *name = *state;
+    const subject *who = *state;
+    const char *name = who->name;
     require(name, false);
     bool traced = has_traces(name);
     dsv4_model model;
     against a;
     int64_t S;
-    free(pass(name, DSV4_EXACT, INT32_MAX, &a, false, traced, &model, &S));
+    free(pass(who, DSV4_EXACT, INT32_MAX, &a, false, traced, &model, &S));
     double worst = 0;
     for (int64_t i = 0; i < a.count; i++) {
         against_tensor *t = &a.tensors[i];
@@ -105,8 +119,8 @@ static void exact(void **state)
             continue;
         }
         double error = t->worst / t->scale;
-        if (!(error <= 1e-9))
-            fail_msg("%s: relative error %g > 1e-9", t->name, error);
+        if (!(error <= who->exact))
+            fail_msg("%s: relative error %g > %g", t->name, error, who->exact);
         worst = fmax(worst, error);
     }
     if (traced)
@@ -120,12 +134,13 @@ static void exact(void **state)
 static void exact_in_chunks(void **state)
 {
     static const int64_t sizes[] = {1, 2, 3, 5, 7, 64, 127, 128, 129};
-    const char *name = *state;
+    const subject *who = *state;
+    const char *name = who->name;
     require(name, false);
     dsv4_model model;
     against a;
     int64_t S;
-    double *whole = pass(name, DSV4_EXACT, INT32_MAX, &a, false, false, &model, &S);
+    double *whole = pass(who, DSV4_EXACT, INT32_MAX, &a, false, false, &model, &S);
     int64_t count = 2 * S * model.config.vocab_size;
     double scale = 0;
     for (int64_t i = 0; i < count; i++)
@@ -133,13 +148,13 @@ static void exact_in_chunks(void **state)
     against_close(&a);
     dsv4_model_close(&model);
     for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-        double *pieces = pass(name, DSV4_EXACT, sizes[s], &a, false, has_traces(name), &model, &S);
+        double *pieces = pass(who, DSV4_EXACT, sizes[s], &a, false, has_traces(name), &model, &S);
         for (int64_t i = 0; i < count; i++)
-            if (!(fabs(pieces[i] - whole[i]) <= 1e-12 * scale))
+            if (!(fabs(pieces[i] - whole[i]) <= who->chunks * scale))
                 fail_msg("chunks of %lld: logit %lld is %.17g, in one pass %.17g",
                          (long long)sizes[s], (long long)i, pieces[i], whole[i]);
         for (int64_t i = 0; i < a.count; i++)
-            if (!(a.tensors[i].worst <= 1e-9 * a.tensors[i].scale) || a.tensors[i].unlike != 0)
+            if (!(a.tensors[i].worst <= who->exact * a.tensors[i].scale) || a.tensors[i].unlike != 0)
                 fail_msg("chunks of %lld: %s differs", (long long)sizes[s], a.tensors[i].name);
         free(pieces);
         against_close(&a);
@@ -161,19 +176,27 @@ static bool in(const char *tensor, const char *list)
  * next one; a flip inside an operator that quantises can touch a whole row. */
 static void released_by_steps(void **state)
 {
-    const char *name = *state;
+    const subject *who = *state;
+    const char *name = who->name;
     require(name, true);
     dsv4_model model;
     against a;
     int64_t S, faults = 0;
-    free(pass(name, DSV4_RELEASED, INT32_MAX, &a, true, true, &model, &S));
+    free(pass(who, DSV4_RELEASED, INT32_MAX, &a, true, true, &model, &S));
     for (int64_t i = 0; i < a.count; i++) {
         against_tensor *t = &a.tensors[i];
         double share = t->seen != 0 ? (double)t->same / (double)t->seen : 1;
         double steps = t->worst / bf16_step(t->scale), relative = t->worst / t->scale;
-        bool good;
+        /* What passes two products: where the sums between them are binary32, a flip there may move a code
+         * of the second one's input, and that touches a whole row. The levels of fast/ differ so among
+         * each other. */
+        bool binary32 = who->path != &dsv4_path_ref, good;
         if (t->want.integer)
             good = t->not_best == 0 && (in(t->tensor, "selected") || t->unlike == 0);
+        else if (binary32 && in(t->tensor, "q"))
+            good = share >= 0.97 && relative <= 0.05;
+        else if (binary32 && in(t->tensor, "kv compressed index_q index_k"))
+            good = share >= 0.97 && t->worst_steps <= 1;
         else if (in(t->tensor, "attn_in q mid ffn_in out in index_score"))
             good = share >= 0.998 && steps <= 1;
         else if (in(t->tensor, "kv compressed index_q index_k"))
@@ -198,12 +221,13 @@ static void released_by_steps(void **state)
 /* Two legal orders of summation differ by 0.015 rms in these logits, whose deviation is about 1. */
 static void released_end_to_end(void **state)
 {
-    const char *name = *state;
+    const subject *who = *state;
+    const char *name = who->name;
     require(name, false);
     dsv4_model model;
     against a;
     int64_t S, agree = 0;
-    double *logits = pass(name, DSV4_RELEASED, 64, &a, false, false, &model, &S);
+    double *logits = pass(who, DSV4_RELEASED, 64, &a, false, false, &model, &S);
     int64_t V = model.config.vocab_size;
     double squares = 0;
     const double *want = a.tensors[0].want.values;
@@ -265,21 +289,37 @@ static void muon(void **state)
     dsv4_h5_close(file, &err);
 }
 
-#define CASE(test, name) {#test " " name, test, NULL, NULL, name}
+static const char tiny_exact[] = "tiny-exact", long_exact[] = "long-exact",
+                  tiny_released[] = "tiny-released", mild_released[] = "mild-released";
+
+#define REF(test, name) \
+    {"ref: " #test " " #name, test, NULL, NULL, \
+     &(subject){&dsv4_path_ref, NULL, name, 1e-9, 1e-12}}
+#define FAST(test, isa, name) \
+    {"fast " isa ": " #test " " #name, test, NULL, NULL, \
+     &(subject){&dsv4_path_fast, isa, name, 2e-4, 0}}
+#define FAST_EVERY_LEVEL(test, name) \
+    FAST(test, "portable", name), FAST(test, "avx2", name), FAST(test, "avx512", name)
+#define MUON(shape) {"muon " shape, muon, NULL, NULL, shape}
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        CASE(exact, "tiny-exact"),
-        CASE(exact, "long-exact"),
-        CASE(exact_in_chunks, "tiny-exact"),
-        CASE(exact_in_chunks, "long-exact"),
-        CASE(released_by_steps, "tiny-released"),
-        CASE(released_by_steps, "mild-released"),
-        CASE(released_end_to_end, "mild-released"),
-        CASE(muon, "wide"),
-        CASE(muon, "tall"),
-        CASE(muon, "square"),
+    struct CMUnitTest tests[] = {
+        REF(exact, tiny_exact),
+        REF(exact, long_exact),
+        REF(exact_in_chunks, tiny_exact),
+        REF(exact_in_chunks, long_exact),
+        REF(released_by_steps, tiny_released),
+        REF(released_by_steps, mild_released),
+        REF(released_end_to_end, mild_released),
+        FAST_EVERY_LEVEL(exact, tiny_exact),
+        FAST_EVERY_LEVEL(exact, long_exact),
+        FAST_EVERY_LEVEL(exact_in_chunks, tiny_exact),
+        FAST_EVERY_LEVEL(exact_in_chunks, long_exact),
+        FAST_EVERY_LEVEL(released_by_steps, tiny_released),
+        FAST_EVERY_LEVEL(released_by_steps, mild_released),
+        FAST_EVERY_LEVEL(released_end_to_end, mild_released),
+        MUON("wide"), MUON("tall"), MUON("square"),
     };
     return cmocka_run_group_tests_name("oracle", tests, NULL, NULL) != 0;
 }

@@ -1,4 +1,4 @@
-/* The reference behind host/path.h: what a run refuses, and what it says. */
+/* Both paths behind host/path.h: what a run refuses, and what it says. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,10 +14,17 @@
 
 enum { V = 31 };
 
-static const dsv4_path *const ref = &dsv4_path_ref;
+static const dsv4_path *path; /* the one in hand */
+
+static int choose_path(void **state)
+{
+    path = *state;
+    return 0;
+}
 
 static int setup(void **state)
 {
+    path = *state;
     whole *w = dsv4_alloc(1, sizeof *w);
     whole_open(w, DSV4_EXACT, MAKE_EXACT, NULL);
     *state = w;
@@ -34,7 +41,7 @@ static int teardown(void **state)
 static dsv4_run *open_run(const whole *w, int64_t room)
 {
     dsv4_error err = {{0}};
-    dsv4_run *run = ref->open(&w->model, w->numerics, room, NULL, &err);
+    dsv4_run *run = path->open(&w->model, w->numerics, room, NULL, &err);
     if (run == NULL)
         fail_msg("%s", err.text);
     return run;
@@ -65,32 +72,34 @@ static const int64_t some_ids[8] = {3, 1, 4, 1, 5, 9, 2, 6};
 static void names(void **state)
 {
     (void)state;
-    assert_ptr_equal(dsv4_path_find("ref"), ref);
+    assert_ptr_equal(dsv4_path_find("ref"), &dsv4_path_ref);
+    assert_ptr_equal(dsv4_path_find("fast"), &dsv4_path_fast);
     assert_null(dsv4_path_find("re"));
     assert_null(dsv4_path_find(""));
-    assert_string_equal(ref->name, "ref");
-    assert_string_equal(dsv4_path_names(), "ref");
+    assert_string_equal(dsv4_path_ref.name, "ref");
+    assert_string_equal(dsv4_path_fast.name, "fast");
+    assert_string_equal(dsv4_path_names(), "ref or fast");
 }
 
 static void room(void **state)
 {
     const whole *w = *state;
     dsv4_error err = {{0}};
-    assert_null(ref->open(&w->model, DSV4_EXACT, 0, NULL, &err));
+    assert_null(path->open(&w->model, DSV4_EXACT, 0, NULL, &err));
     assert_string_equal(err.text, "a run of 0 tokens: expected at least 1");
-    ref->close(NULL);
+    path->close(NULL);
 
     dsv4_run *run = open_run(w, 5);
-    bad(ref->forward, run, some_ids, 6, "6 tokens after 0, expected 1 or more and at most 5");
-    bad(ref->forward, run, some_ids, 0, "0 tokens after 0");
-    bad(ref->forward, run, some_ids, -1, "-1 tokens after 0");
-    bad(ref->forward, run, some_ids, INT64_MAX, "tokens after 0");
-    good(ref->forward, run, some_ids, 3);
-    bad(ref->forward, run, some_ids, 3, "3 tokens after 3, expected 1 or more and at most 5");
-    bad(ref->forward, run, some_ids, INT64_MAX, "tokens after 3");
-    good(ref->forward, run, some_ids, 2);
-    bad(ref->forward, run, some_ids, 1, "1 tokens after 5");
-    ref->close(run);
+    bad(path->forward, run, some_ids, 6, "6 tokens after 0, expected 1 or more and at most 5");
+    bad(path->forward, run, some_ids, 0, "0 tokens after 0");
+    bad(path->forward, run, some_ids, -1, "-1 tokens after 0");
+    bad(path->forward, run, some_ids, INT64_MAX, "tokens after 0");
+    good(path->forward, run, some_ids, 3);
+    bad(path->forward, run, some_ids, 3, "3 tokens after 3, expected 1 or more and at most 5");
+    bad(path->forward, run, some_ids, INT64_MAX, "tokens after 3");
+    good(path->forward, run, some_ids, 2);
+    bad(path->forward, run, some_ids, 1, "1 tokens after 5");
+    path->close(run);
 }
 
 /* A refused call leaves the run as it was: what follows is as if it had not been. */
@@ -100,37 +109,37 @@ static void ids_out_of_range(void **state)
     double want[5 * V], got[5 * V];
     dsv4_error err = {{0}};
     dsv4_run *run = open_run(w, 5), *plain = open_run(w, 5);
-    good(ref->forward, run, some_ids, 2);
-    bad(ref->forward, run, (int64_t[]){0, 1, V}, 3, "token 4 has id 31, expected 0..30");
-    bad(ref->forward, run, (int64_t[]){-1}, 1, "token 2 has id -1, expected 0..30");
-    bad(ref->forward, run, (int64_t[]){INT64_MIN}, 1, "token 2 has id");
-    assert_int_equal(ref->forward(run, some_ids + 2, 3, got, &err), 0);
-    assert_int_equal(ref->forward(plain, some_ids, 5, want, &err), 0);
+    good(path->forward, run, some_ids, 2);
+    bad(path->forward, run, (int64_t[]){0, 1, V}, 3, "token 4 has id 31, expected 0..30");
+    bad(path->forward, run, (int64_t[]){-1}, 1, "token 2 has id -1, expected 0..30");
+    bad(path->forward, run, (int64_t[]){INT64_MIN}, 1, "token 2 has id");
+    assert_int_equal(path->forward(run, some_ids + 2, 3, got, &err), 0);
+    assert_int_equal(path->forward(plain, some_ids, 5, want, &err), 0);
     assert_memory_equal(got, want + 2 * V, 3 * V * sizeof *got);
-    bad(ref->mtp, plain, (int64_t[]){0, 1, 2, 3, V}, 5, "has id 31, expected 0..30");
-    good(ref->mtp, plain, (int64_t[]){0, 1, 2, 3, V - 1}, 5);
-    ref->close(plain);
+    bad(path->mtp, plain, (int64_t[]){0, 1, 2, 3, V}, 5, "has id 31, expected 0..30");
+    good(path->mtp, plain, (int64_t[]){0, 1, 2, 3, V - 1}, 5);
+    path->close(plain);
     plain = open_run(w, 1);
-    good(ref->forward, plain, (int64_t[]){V - 1}, 1);
-    ref->close(run);
-    ref->close(plain);
+    good(path->forward, plain, (int64_t[]){V - 1}, 1);
+    path->close(run);
+    path->close(plain);
 }
 
 static void mtp_follows_forward(void **state)
 {
     const whole *w = *state;
     dsv4_run *run = open_run(w, 8);
-    bad(ref->mtp, run, some_ids, 1, "MTP of 1 tokens after 0, expected the 0 of the last forward");
-    good(ref->forward, run, some_ids, 3);
-    bad(ref->mtp, run, some_ids + 1, 2, "MTP of 2 tokens after 0, expected the 3");
-    bad(ref->mtp, run, some_ids + 1, 0, "MTP of 0 tokens after 0");
-    good(ref->mtp, run, some_ids + 1, 3);
-    bad(ref->mtp, run, some_ids + 1, 3, "MTP of 3 tokens after 3");
-    good(ref->forward, run, some_ids, 2);
-    good(ref->forward, run, some_ids, 2); /* the two before were left out */
-    bad(ref->mtp, run, some_ids + 1, 2, "MTP of 2 tokens after 3");
-    bad(ref->mtp, run, some_ids + 1, 4, "MTP of 4 tokens after 3, expected the 2");
-    ref->close(run);
+    bad(path->mtp, run, some_ids, 1, "MTP of 1 tokens after 0, expected the 0 of the last forward");
+    good(path->forward, run, some_ids, 3);
+    bad(path->mtp, run, some_ids + 1, 2, "MTP of 2 tokens after 0, expected the 3");
+    bad(path->mtp, run, some_ids + 1, 0, "MTP of 0 tokens after 0");
+    good(path->mtp, run, some_ids + 1, 3);
+    bad(path->mtp, run, some_ids + 1, 3, "MTP of 3 tokens after 3");
+    good(path->forward, run, some_ids, 2);
+    good(path->forward, run, some_ids, 2); /* the two before were left out */
+    bad(path->mtp, run, some_ids + 1, 2, "MTP of 2 tokens after 3");
+    bad(path->mtp, run, some_ids + 1, 4, "MTP of 4 tokens after 3, expected the 2");
+    path->close(run);
 }
 
 static void mtp_without_a_layer(void **state)
@@ -139,10 +148,10 @@ static void mtp_without_a_layer(void **state)
     dsv4_model model;
     dsv4_error err = {{0}};
     assert_int_equal(dsv4_model_open(&model, w->dir, DSV4_EXACT, false, &err), 0);
-    dsv4_run *run = ref->open(&model, DSV4_EXACT, 3, NULL, &err);
-    good(ref->forward, run, some_ids, 3);
-    bad(ref->mtp, run, some_ids, 3, "the model was opened without its MTP layer");
-    ref->close(run);
+    dsv4_run *run = path->open(&model, DSV4_EXACT, 3, NULL, &err);
+    good(path->forward, run, some_ids, 3);
+    bad(path->mtp, run, some_ids, 3, "the model was opened without its MTP layer");
+    path->close(run);
     dsv4_model_close(&model);
 }
 
@@ -169,10 +178,10 @@ static void forward_of(const whole *w, const int64_t *ids, int64_t n, const char
 {
     dsv4_run *run = open_run(w, n);
     if (message == NULL)
-        good(ref->forward, run, ids, n);
+        good(path->forward, run, ids, n);
     else
-        bad(ref->forward, run, ids, n, message);
-    ref->close(run);
+        bad(path->forward, run, ids, n, message);
+    path->close(run);
 }
 
 /* NaN is an error where it is read, and nothing where it is not. */
@@ -183,9 +192,9 @@ static void nan_in_an_expert(void **state)
     dsv4_error err = {{0}};
     routing chosen;
     const dsv4_tap tap = {see_routing, &chosen};
-    dsv4_run *run = ref->open(&w->model, DSV4_EXACT, 1, &tap, &err);
-    assert_int_equal(ref->forward(run, some_ids, 1, logits, &err), 0);
-    ref->close(run);
+    dsv4_run *run = path->open(&w->model, DSV4_EXACT, 1, &tap, &err);
+    assert_int_equal(path->forward(run, some_ids, 1, logits, &err), 0);
+    path->close(run);
     for (int64_t e = 0; e < w->model.config.n_routed_experts; e++) {
         char message[64];
         dsv4_matrix *m = &w->model.layers[0].ffn.experts[e].w2, before = *m;
@@ -207,9 +216,9 @@ static void nan_in_the_embedding(void **state)
     forward_of(w, some_ids, 5, NULL);
     forward_of(w, some_ids, 6, "embed.weight: value [9, 0] is NaN, expected a");
     dsv4_run *run = open_run(w, 5);
-    good(ref->forward, run, some_ids, 5);
-    bad(ref->mtp, run, some_ids + 1, 5, "embed.weight: value [9, 0] is NaN");
-    ref->close(run);
+    good(path->forward, run, some_ids, 5);
+    bad(path->mtp, run, some_ids + 1, 5, "embed.weight: value [9, 0] is NaN");
+    path->close(run);
     w->model.embed = before;
     free(copy);
 }
@@ -241,9 +250,9 @@ static void nan_anywhere(void **state)
         dsv4_matrix before = *read_by_mtp[i];
         void *copy = poke(read_by_mtp[i], before.rows - 1, before.cols - 1, NAN);
         dsv4_run *run = open_run(w, 4);
-        good(ref->forward, run, some_ids, 4);
-        bad(ref->mtp, run, some_ids + 1, 4, before.name);
-        ref->close(run);
+        good(path->forward, run, some_ids, 4);
+        bad(path->mtp, run, some_ids + 1, 4, before.name);
+        path->close(run);
         *read_by_mtp[i] = before;
         free(copy);
     }
@@ -299,15 +308,16 @@ static void table_entry_that_is_no_expert(void **state)
     free(copy);
 }
 
-#define CASE(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define CASE(of, f) {#of ": " #f, f, setup, teardown, (void *)&dsv4_path_##of}
+#define ALL(of) \
+    CASE(of, room), CASE(of, ids_out_of_range), CASE(of, mtp_follows_forward), \
+    CASE(of, mtp_without_a_layer), CASE(of, nan_in_an_expert), CASE(of, nan_in_the_embedding), \
+    CASE(of, nan_anywhere), CASE(of, infinite_weight), \
+    {#of ": overflow", overflow, choose_path, NULL, (void *)&dsv4_path_##of}, \
+    CASE(of, table_entry_that_is_no_expert)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        CASE(names), CASE(room), CASE(ids_out_of_range), CASE(mtp_follows_forward),
-        CASE(mtp_without_a_layer), CASE(nan_in_an_expert), CASE(nan_in_the_embedding),
-        CASE(nan_anywhere), CASE(infinite_weight), cmocka_unit_test(overflow),
-        CASE(table_entry_that_is_no_expert),
-    };
+    const struct CMUnitTest tests[] = {cmocka_unit_test(names), ALL(ref), ALL(fast)};
     return cmocka_run_group_tests_name("path", tests, NULL, NULL) != 0;
 }

@@ -29,6 +29,7 @@ static void expect(command_result result, int code, const char *out, const char 
 
 #define VERIFY(...) command_call(dsv4_verify_main, "dsv4 verify", __VA_ARGS__)
 #define REF(...) VERIFY("--path", "ref", "--vectors", "golden", __VA_ARGS__)
+#define FAST(...) VERIFY("--path", "fast", "--vectors", "golden", __VA_ARGS__)
 
 /* ---- engines with mistakes ---- */
 
@@ -205,7 +206,7 @@ static void arguments_test(void **state)
     expect(REF("--exec", "true"), 2, NULL, "got several");
     expect(REF("--path", "ref"), 2, NULL, "only one can be verified");
     expect(VERIFY("--path", "fast-as-light", "--vectors", "golden"), 2, NULL,
-           "no path 'fast-as-light'; there is: ref");
+           "no path 'fast-as-light'; there is: ref or fast");
     expect(REF("--precision", "fp8"), 2, NULL, "expected fp32 or bf16, got 'fp8'");
     expect(REF("--numerics", "fp8"), 2, NULL, "expected exact, released or both, got 'fp8'");
     expect(REF("--timeout", "0"), 2, NULL, "--timeout");
@@ -214,6 +215,58 @@ static void arguments_test(void **state)
     expect(VERIFY("--path", "ref", "--vectors", "nowhere"), 2, NULL, "nowhere: no such directory");
     mkdir("empty", 0777);
     expect(VERIFY("--path", "ref", "--vectors", "empty"), 2, NULL, "no vector file could be read");
+}
+
+/* How a path computes, which the report says. Tolerances of the tier count. */
+static void how_test(void **state)
+{
+    (void)state;
+    expect(FAST("--threads", "2"), 0, "5 cases: 5 passed, 0 failed, 0 skipped", NULL);
+    expect(FAST("--deterministic"), 0, "5 cases: 5 passed", NULL);
+    expect(FAST("--isa", "portable", "--threads", "2"), 0, "path fast (portable, 2 threads)\n",
+           NULL);
+    expect(FAST("--isa", "portable", "--threads", "1"), 0, "path fast (portable, 1 thread)\n",
+           NULL);
+    expect(FAST("--isa", "amx"), 0, ", tolerances of fp32\n", NULL);
+    expect(FAST("--precision", "bf16"), 0, ", tolerances of bf16\n", NULL);
+    expect(REF("--op", "rope"), 0, "path ref\n", NULL);
+    expect(REF("--op", "rope"), 0, ", tolerances of identical results", NULL);
+}
+
+static void environment_test(void **state)
+{
+    (void)state;
+    setenv("DSV4_ISA", "portable", 1);
+    expect(FAST("--threads", "3"), 0, "path fast (portable, 3 threads)\n", NULL);
+    setenv("DSV4_ISA", "fast-as-light", 1);
+    expect(FAST("--threads", "3"), 2, NULL,
+           "dsv4 verify: DSV4_ISA: instruction set 'fast-as-light'");
+    expect(FAST("--isa", "portable"), 0, "path fast (portable, ", NULL);
+    expect(REF("--op", "rope"), 0, "path ref\n", NULL);
+    unsetenv("DSV4_ISA");
+}
+
+static void bad_how_test(void **state)
+{
+    (void)state;
+    expect(FAST("--isa", "avx3"), 2, NULL,
+           "dsv4 verify: --isa: instruction set 'avx3': expected portable, avx2, avx512 or amx\n");
+    expect(FAST("--isa", ""), 2, NULL, "--isa: expected a level of instructions, got ''");
+    expect(FAST("--threads", "0"), 2, NULL, "--threads: expected a number from 1 to 1024, got '0'");
+    expect(FAST("--threads", "-1"), 2, NULL, "got '-1'");
+    expect(FAST("--threads", "1025"), 2, NULL, "got '1025'");
+    expect(FAST("--threads", "2.5"), 2, NULL, "got '2.5'");
+    expect(FAST("--threads", "99999999999999999999"), 2, NULL, "got '99999999999999999999'");
+    expect(FAST("--threads", ""), 2, NULL, "got ''");
+    expect(REF("--isa", "portable"), 2, NULL,
+           "dsv4 verify: --isa: path ref computes in one way only\n");
+    expect(REF("--threads", "2", "--isa", "avx2"), 2, NULL, "--threads: path ref");
+    expect(REF("--deterministic"), 2, NULL, "--deterministic: path ref");
+    expect(VERIFY("--candidate", "golden/rope_exact.h5", "--deterministic"), 2, NULL,
+           "--deterministic is for --path only");
+    expect(VERIFY("--exec", "true", "--threads", "2"), 2, NULL, "--threads is for --path only");
+    expect(VERIFY("--plugin", "a.so", "--isa", "avx2"), 2, NULL, "--isa is for --path only");
+    expect(VERIFY("--list", "--isa", "avx2"), 2, NULL, "--isa is for --path only");
 }
 
 static void find_vectors_test(void **state)
@@ -342,6 +395,7 @@ static int enter(void **state)
 {
     int result = scratch_enter(state);
     unsetenv("DSV4_VECTORS");
+    unsetenv("DSV4_ISA");
     golden_write("golden");
     return result;
 }
@@ -353,6 +407,8 @@ int main(void)
        cmocka_unit_test(mistakes_of_parts_test),
         cmocka_unit_test(unknown_mistake_test), cmocka_unit_test(reference_test),
         cmocka_unit_test(arguments_test),       cmocka_unit_test(find_vectors_test),
+        cmocka_unit_test(how_test),             cmocka_unit_test(environment_test),
+        cmocka_unit_test(bad_how_test),
         cmocka_unit_test(report_files_test),    cmocka_unit_test(manifest_test),
         cmocka_unit_test(damaged_vectors_test),
     };

@@ -1,0 +1,384 @@
+/* spec/attention.md: the attention sublayer of SWA, CSA and HCA layers. */
+#include "fast/fast.h"
+
+#include <math.h>
+#include <string.h>
+
+/* Scores of this many values, all rows together, are kept at a time: 64 MB. */
+enum { MOST_SCORES = 1 << 24, KEYS_PER_ITEM = 4096 };
+
+/* What is computed for all rows of a call before any of them attends. */
+typedef struct {
+    const fast_context *c;
+    const fast_call *call;
+    const dsv4_layer *layer;
+    fast_layer_state *const *state;
+    const int64_t *segment_of; /* [T] */
+    float *q, *kv, *core;      /* [T, H, d], [T, d], [T, H, d] */
+    float *iq, *w;             /* CSA: [T, n_i, d_i], [T, n_i] */
+    float *angles;             /* [T, R] */
+    float *sink;               /* [H] */
+} sublayer;
+
+static int64_t smaller(int64_t a, int64_t b)
+{
+    return a < b ? a : b;
+}
+
+/* ---- queries and keys ---- */
+
+/* One row's heads: normalised and rotated (attention.query.2, attention.query.3). */
+static void finish_query(void *context, int64_t row, int worker)
+{
+    const sublayer *s = context;
+    const dsv4_config *config = s->c->config;
+    int64_t H = config->num_attention_heads, d = config->head_dim;
+    float *q = s->q + row * H * d;
+    (void)worker;
+    for (int64_t h = 0; h < H; h++)
+        s->c->kernels->rmsnorm->head(q + h * d, d, config->rms_norm_eps, s->c->released);
+    fast_rope(s->c, s->angles + row * config->qk_rope_head_dim, false, q, d, H);
+}
+
+static void make_keys(const sublayer *s, int64_t T)
+{
+    const dsv4_config *config = s->c->config;
+    int64_t d = config->head_dim, R = config->qk_rope_head_dim;
+    fast_rmsnorm(s->c, &s->layer->attn.kv_norm, s->kv, T, s->kv);
+    for (int64_t t = 0; t < T; t++)
+        fast_rope(s->c, s->angles + t * R, false, s->kv + t * d, d, 1);
+    fast_qdq_kv(s->c, s->kv, T);
+}
+
+static fast_linear_job job(fast_linear_kind kind, const dsv4_matrix *w, const float *x, int64_t T,
+                           float *y)
+{
+    return (fast_linear_job){kind, w, 0, w->rows, x, T, w->cols, y, w->rows};
+}
+
+/* All that follows from x [T, D] alone: queries, keys, and what the compressors are about to pool. */
+static void project(sublayer *s, const double *freq, const float *x)
+{
+    const fast_context *c = s->c;
+    const dsv4_config *config = c->config;
+    const dsv4_layer *layer = s->layer;
+    int64_t T = s->call->T, H = config->num_attention_heads, d = config->head_dim;
+    bool compressed = layer->kind != DSV4_SWA, indexed = layer->kind == DSV4_CSA;
+    const dsv4_compressor *main = &layer->attn.compressor, *keys = &layer->attn.indexer.compressor;
+    float *qr = FAST_TAKE(c, float, T * config->q_lora_rank);
+    float *a = NULL, *z = NULL, *index_a = NULL, *index_z = NULL;
+    fast_linear_job jobs[8];
+    int count = 0;
+
+    jobs[count++] = job(FAST_LINEAR, &layer->attn.wq_a, x, T, qr);
+    jobs[count++] = job(FAST_LINEAR, &layer->attn.wkv, x, T, s->kv);
+    if (compressed) {
+        a = FAST_TAKE(c, float, T * main->wkv.rows);
+        z = FAST_TAKE(c, float, T * main->wgate.rows);
+        jobs[count++] = job(FAST_MAP, &main->wkv, x, T, a);
+        jobs[count++] = job(FAST_MAP, &main->wgate, x, T, z);
+    }
+    if (indexed) {
+        index_a = FAST_TAKE(c, float, T * keys->wkv.rows);
+        index_z = FAST_TAKE(c, float, T * keys->wgate.rows);
+        jobs[count++] = job(FAST_MAP, &keys->wkv, x, T, index_a);
+        jobs[count++] = job(FAST_MAP, &keys->wgate, x, T, index_z);
+        jobs[count++] = job(FAST_LINEAR, &layer->attn.indexer.weights_proj, x, T, s->w);
+    }
+    fast_linear_jobs(c, jobs, count);
+
+    fast_rmsnorm(c, &layer->attn.q_norm, qr, T, qr);
+    count = 0;
+    jobs[count++] = job(FAST_LINEAR, &layer->attn.wq_b, qr, T, s->q);
+    if (indexed)
+        jobs[count++] = job(FAST_LINEAR, &layer->attn.indexer.wq_b, qr, T, s->iq);
+    fast_linear_jobs(c, jobs, count);
+
+    fast_pool_run(c->pool, T, finish_query, s);
+    fast_tap(c, s->call, "q", H, d, s->q);
+    make_keys(s, T);
+    fast_tap(c, s->call, "kv", d, 0, s->kv);
+
+    /* attention.compressed.1: from the same input; all entries of a call come before its tokens attend. */
+    fast_compressor_state **states =
+        FAST_TAKE(c, fast_compressor_state *, s->call->segments);
+    if (compressed) {
+        for (int64_t i = 0; i < s->call->segments; i++)
+            states[i] = &s->state[i]->compressor;
+        fast_compress(c, s->call, main, states, freq, a, z);
+    }
+    if (indexed) {
+        fast_index_query(c, s->angles, T, s->iq);
+        fast_tap(c, s->call, "index_q", config->index_n_heads, config->index_head_dim, s->iq);
+        for (int64_t i = 0; i < s->call->segments; i++)
+            states[i] = &s->state[i]->index;
+        fast_compress(c, s->call, keys, states, freq, index_a, index_z);
+        fast_index_weights(c, T, s->w);
+    }
+}
+
+/* ---- choosing compressed entries ---- */
+
+/* Rows [first, first + rows) of the call, which are dealt with together. */
+typedef struct {
+    const sublayer *s;
+    int64_t first, rows;
+    int64_t width;      /* the most entries that one of these rows may see */
+    int64_t key_items;  /* items that the keys of one row are cut into */
+    float *score;       /* [rows, width] */
+    int64_t kept;       /* the most entries that a row keeps */
+    int64_t *selected;  /* [rows, kept] */
+    int64_t *count;     /* [rows] */
+    int64_t groups;     /* items that the heads of one row are cut into */
+    uint32_t *select_scratch;
+    float *index_scratch, *attend_scratch;
+    int64_t index_scratch_size, attend_scratch_size;
+    int64_t *slot, *index; /* a list for each worker */
+    const float **entry;
+    int64_t list_room;
+} batch;
+
+static const fast_segment *segment_of(const sublayer *s, int64_t row)
+{
+    return &s->call->segment[s->segment_of[row]];
+}
+
+static fast_layer_state *state_of(const sublayer *s, int64_t row)
+{
+    return s->state[s->segment_of[row]];
+}
+
+static int64_t visible_to(const sublayer *s, int64_t row)
+{
+    return fast_visible(s->call->position[row], s->layer->ratio);
+}
+
+static void score_keys(void *context, int64_t item, int worker)
+{
+    const batch *b = context;
+    const sublayer *s = b->s;
+    const dsv4_config *config = s->c->config;
+    int64_t i = item / b->key_items, row = b->first + i, n_i = config->index_n_heads;
+    int64_t first = item % b->key_items * KEYS_PER_ITEM;
+    int64_t count = smaller(visible_to(s, row) - first, KEYS_PER_ITEM);
+    if (count > 0)
+        fast_index_scores(s->c, s->iq + row * n_i * config->index_head_dim, s->w + row * n_i,
+                          &state_of(s, row)->index.entries, first, count,
+                          b->score + i * b->width + first,
+                          b->index_scratch + worker * b->index_scratch_size);
+}
+
+static void select_keys(void *context, int64_t i, int worker)
+{
+    const batch *b = context;
+    b->count[i] = fast_select(b->score + i * b->width, visible_to(b->s, b->first + i),
+                              b->s->c->config->index_topk, b->selected + i * b->kept,
+                              b->select_scratch + worker * b->width);
+}
+
+static bool watched(const sublayer *s)
+{
+    for (int64_t i = 0; i < s->call->segments; i++)
+        if (s->call->segment[i].tap != NULL)
+            return true;
+    return false;
+}
+
+/* attention.swa.1, attention.hca.1, attention.csa.1: the compressed entries of every row. */
+static void choose(batch *b)
+{
+    const sublayer *s = b->s;
+    const fast_context *c = s->c;
+    int threads = fast_pool_threads(c->pool);
+    bool indexed = s->layer->kind == DSV4_CSA;
+    b->count = FAST_TAKE(c, int64_t, b->rows);
+    for (int64_t i = 0; i < b->rows; i++)
+        b->count[i] = 0;
+    if (s->layer->kind == DSV4_SWA)
+        return;
+    b->kept = indexed ? smaller(b->width, c->config->index_topk) : b->width;
+    b->selected = FAST_TAKE(c, int64_t, b->rows * b->kept);
+    if (indexed) {
+        b->score = FAST_TAKE(c, float, b->rows * b->width);
+        b->key_items = (b->width + KEYS_PER_ITEM - 1) / KEYS_PER_ITEM;
+        b->index_scratch_size = fast_index_scratch(c);
+        b->index_scratch = FAST_TAKE(c, float, threads * b->index_scratch_size);
+        b->select_scratch = FAST_TAKE(c, uint32_t, threads * b->width);
+        fast_pool_run(c->pool, b->rows * b->key_items, score_keys, b);
+        if (!watched(s))
+            fast_pool_run(c->pool, b->rows, select_keys, b);
+    }
+    for (int64_t i = 0; i < b->rows; i++) {
+        int64_t row = b->first + i, t = s->call->position[row], visible = visible_to(s, row);
+        int64_t *selected = b->selected + i * b->kept;
+        if (indexed) {
+            fast_tap_rows(c, segment_of(s, row), "index_score", t, 1, visible, 0,
+                          b->score + i * b->width);
+            if (watched(s)) /* the tap may have other scores to choose by */
+                select_keys(b, i, 0);
+        } else {
+            for (b->count[i] = 0; b->count[i] < visible; b->count[i]++)
+                selected[b->count[i]] = b->count[i];
+        }
+        fast_tap_indices(c, segment_of(s, row), "selected", t, 1, b->count[i], selected);
+    }
+}
+
+/* ---- attending ---- */
+
+/* The list of a row, core_attn.list.1 to 3: its window, from this call's keys and from those before, then
+ * the chosen entries. */
+static fast_list list_of(const batch *b, int64_t row, int worker)
+{
+    const sublayer *s = b->s;
+    const fast_segment *segment = segment_of(s, row);
+    int64_t W = s->c->config->sliding_window, d = s->c->config->head_dim;
+    int64_t t = s->call->position[row], oldest = t - W + 1 > 0 ? t - W + 1 : 0, count = 0;
+    const float **e = b->entry + worker * b->list_room;
+    int64_t *index = b->index + worker * b->list_room, *slot = b->slot + worker * b->list_room;
+    for (int64_t token = oldest; token <= t; token++, count++) {
+        e[count] = token >= segment->position
+                       ? s->kv + (segment->first + token - segment->position) * d
+                       : state_of(s, row)->window + token % W * d;
+        slot[count] = token - oldest;
+    }
+    const int64_t *selected = b->selected + (row - b->first) * b->kept;
+    for (int64_t i = 0; i < b->count[row - b->first]; i++, count++) {
+        e[count] = NULL;
+        index[count] = selected[i];
+        slot[count] = W + i;
+    }
+    return (fast_list){count, e, index, slot, &state_of(s, row)->compressor.entries};
+}
+
+static void attend_heads(void *context, int64_t item, int worker)
+{
+    const batch *b = context;
+    const sublayer *s = b->s;
+    int64_t H = s->c->config->num_attention_heads, d = s->c->config->head_dim;
+    int64_t row = b->first + item / b->groups, group = item % b->groups;
+    int64_t first = H * group / b->groups, end = H * (group + 1) / b->groups;
+    fast_list list = list_of(b, row, worker);
+    fast_core_attn(s->c, s->q + row * H * d, s->sink, &list, first, end - first,
+                   s->core + row * H * d, b->attend_scratch + worker * b->attend_scratch_size);
+}
+
+static void attend(const sublayer *s, int64_t first, int64_t rows, int64_t width)
+{
+    const fast_context *c = s->c;
+    fast_place mark = fast_mark(c->memory);
+    int64_t threads = fast_pool_threads(c->pool), H = c->config->num_attention_heads;
+    batch b = {.s = s, .first = first, .rows = rows, .width = width};
+    choose(&b);
+    b.list_room = c->config->sliding_window + b.kept;
+    b.entry = FAST_TAKE(c, const float *, threads * b.list_room);
+    b.index = FAST_TAKE(c, int64_t, threads * b.list_room);
+    b.slot = FAST_TAKE(c, int64_t, threads * b.list_room);
+    /* Few rows: each is cut into groups of heads, so that all threads have work. */
+    b.groups = rows >= 4 * threads ? 1 : smaller(H, 2 * threads);
+    b.attend_scratch_size = fast_core_attn_scratch(c, (H + b.groups - 1) / b.groups);
+    b.attend_scratch = FAST_TAKE(c, float, threads * b.attend_scratch_size);
+    fast_pool_run(c->pool, rows * b.groups, attend_heads, &b);
+    fast_release(c->memory, mark);
+}
+
+/* All rows, as many at a time as their scores leave room for. */
+static void attend_all(const sublayer *s)
+{
+    int64_t T = s->call->T;
+    for (int64_t first = 0, end; first < T; first = end) {
+        int64_t width = 0;
+        for (end = first; end < T; end++) {
+            int64_t visible = s->layer->kind == DSV4_SWA ? 0 : visible_to(s, end);
+            int64_t wider = visible > width ? visible : width;
+            if (end > first && (end - first + 1) * wider > MOST_SCORES)
+                break;
+            width = wider;
+        }
+        attend(s, first, end - first, width);
+    }
+}
+
+/* state.window.1, after all rows have attended. */
+static void push_window(const sublayer *s)
+{
+    int64_t W = s->c->config->sliding_window, d = s->c->config->head_dim;
+    for (int64_t i = 0; i < s->call->segments; i++) {
+        const fast_segment *segment = &s->call->segment[i];
+        int64_t row = segment->rows > W ? segment->rows - W : 0;
+        for (; row < segment->rows; row++)
+            memcpy(s->state[i]->window + (segment->position + row) % W * d,
+                   s->kv + (segment->first + row) * d, (size_t)d * sizeof *s->kv);
+    }
+}
+
+/* ---- output ---- */
+
+typedef struct {
+    const fast_context *c;
+    const float *angles;
+    float *core;
+} rotation;
+
+static void rotate_back(void *context, int64_t row, int worker)
+{
+    const rotation *r = context;
+    const dsv4_config *config = r->c->config;
+    int64_t H = config->num_attention_heads, d = config->head_dim;
+    (void)worker;
+    fast_rope(r->c, r->angles + row * config->qk_rope_head_dim, true, r->core + row * H * d, d, H);
+}
+
+void fast_attention_output(const fast_context *c, const dsv4_matrix *wo_a, const dsv4_matrix *wo_b,
+                           const float *angles, float *core, int64_t T, float *y)
+{
+    fast_place mark = fast_mark(c->memory);
+    rotation r = {c, angles, core};
+    fast_pool_run(c->pool, T, rotate_back, &r); /* attention.out.1 */
+    float *grouped = FAST_TAKE(c, float, T * wo_a->rows);
+    fast_linear_grouped(c, wo_a, c->config->o_groups, core, T, grouped); /* attention.out.2 */
+    fast_linear(c, wo_b, grouped, T, y);                                 /* attention.out.3 */
+    fast_release(c->memory, mark);
+}
+
+static int64_t *number_segments(const fast_context *c, const fast_call *call)
+{
+    int64_t *of = FAST_TAKE(c, int64_t, call->T);
+    for (int64_t i = 0; i < call->segments; i++)
+        for (int64_t row = 0; row < call->segment[i].rows; row++)
+            of[call->segment[i].first + row] = i;
+    return of;
+}
+
+void fast_attention(const fast_context *c, const fast_call *call, const dsv4_layer *layer,
+                    fast_layer_state *const *state, const float *x, float *y)
+{
+    fast_place mark = fast_mark(c->memory);
+    const dsv4_config *config = c->config;
+    int64_t T = call->T, H = config->num_attention_heads, d = config->head_dim;
+    int64_t R = config->qk_rope_head_dim, n_i = config->index_n_heads;
+    bool indexed = layer->kind == DSV4_CSA;
+    sublayer s = {
+        .c = c, .call = call, .layer = layer, .state = state,
+        .segment_of = number_segments(c, call),
+        .q = FAST_TAKE(c, float, T * H * d), .kv = FAST_TAKE(c, float, T * d),
+        .core = FAST_TAKE(c, float, T * H * d),
+        .iq = indexed ? FAST_TAKE(c, float, T * n_i * config->index_head_dim) : NULL,
+        .w = indexed ? FAST_TAKE(c, float, T * n_i) : NULL,
+        .angles = FAST_TAKE(c, float, T * R),
+        .sink = fast_vector(c, &layer->attn.attn_sink),
+    };
+    double *freq = FAST_TAKE(c, double, R / 2);
+    fast_rope_frequencies(c, layer->kind != DSV4_SWA, freq);
+    fast_rope_angles(c, freq, call->position, T, s.angles);
+
+    fast_place before = fast_mark(c->memory);
+    project(&s, freq, x);
+    fast_release(c->memory, before);
+    attend_all(&s);
+    fast_tap(c, call, "attn_core", H, d, s.core);
+    push_window(&s);
+    fast_attention_output(c, &layer->attn.wo_a, &layer->attn.wo_b, s.angles, s.core, T, y);
+    fast_tap(c, call, "attn_out", config->hidden_size, 0, y);
+    fast_release(c->memory, mark);
+}

@@ -1,0 +1,2 @@
+/* Residual streams in the instructions that every processor has. */
+#include "fast/mhc_lanes.h"

@@ -1,0 +1,2 @@
+/* The Hadamard transform in AVX-512. */
+#include "fast/hadamard_lanes.h"

@@ -1,0 +1,2 @@
+/* The scores of the indexer in AVX2 and FMA. */
+#include "fast/indexer_lanes.h"

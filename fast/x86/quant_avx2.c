@@ -1,0 +1,2 @@
+/* Codes and quantisation in AVX2 and FMA. */
+#include "fast/quant_lanes.h"

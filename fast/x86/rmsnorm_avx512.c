@@ -1,0 +1,2 @@
+/* Normalisation in AVX-512. */
+#include "fast/rmsnorm_lanes.h"

@@ -1,0 +1,2 @@
+/* Rotation in AVX-512. */
+#include "fast/rope_lanes.h"
