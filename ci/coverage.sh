@@ -1,16 +1,25 @@
 #!/bin/sh
-# Coverage of ref/ and host/ by the tests of a --coverage build. Fails under 95 % of lines.
-# Lines are left out only where a comment GCOVR_EXCL names the reason; they are listed and counted.
+# Coverage of ref/, host/ and fast/ by the tests of a --coverage build. Fails under 95 % of lines.
+# Lines are left out only where a comment GCOVR_EXCL names the reason, and the kernels of instruction sets
+# that this machine cannot run; all are listed and counted.
 set -u
 build=${1:?usage: ci/coverage.sh BUILD}
 cd "$(dirname "$0")/.." || exit 2
-options="--root . --object-directory $build/obj --filter ref/ --filter host/"
+options="--root . --object-directory $build/obj --filter ref/ --filter host/ --filter fast/"
+foreign=
+for level in avx2 avx512; do
+    "$build/dsv4" verify --path fast --isa $level --op embed --no-diagnosis | grep -q "^path fast ($level," || {
+        options="$options --exclude fast/x86/.*_${level}[.]c"
+        foreign="$foreign $level"
+    }
+done
 # shellcheck disable=SC2086
 gcovr $options --branches 2>/dev/null | sed -n 's/^TOTAL  */branches: /p'
 echo "left out:"
-grep -n GCOVR_EXCL ref/*.c host/*.c | sed 's/^/    /'
-echo "    $(grep -c GCOVR_EXCL_LINE ref/*.c host/*.c | awk -F: '{n += $2} END {print n + 0}') lines" \
-     "and $(grep -c GCOVR_EXCL_START ref/*.c host/*.c | awk -F: '{n += $2} END {print n + 0}') ranges"
+for level in $foreign; do echo "    fast/x86/*_$level.c: this machine has no $level"; done
+marked() { grep -rn --include='*.[ch]' "$1" ref host fast; }
+marked GCOVR_EXCL | sort | sed 's/^/    /'
+echo "    $(marked GCOVR_EXCL_LINE | wc -l) lines and $(marked GCOVR_EXCL_START | wc -l) ranges"
 # shellcheck disable=SC2086
 gcovr $options --fail-under-line 95 >"$build/coverage.txt" 2>&1
 status=$?

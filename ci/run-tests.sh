@@ -1,25 +1,33 @@
 #!/bin/sh
-# Runs every test program of a build, as many at once as there are processors, and adds up what they
+# Runs the test programs of a build, as many at once as there are processors, and adds up what they
 # say. A program that crashes, hangs or runs no test counts as one failure.
 #
-#   ci/run-tests.sh BUILD       last line: "N passed, N failed, N skipped"; exit 0 or 1
+#   ci/run-tests.sh BUILD [PATTERN]     the programs that match the pattern, or test_*
+#
+# RUN_UNDER, if set, is a command that runs a program, such as an emulator. Last line: "N passed, N failed,
+# N skipped"; exit 0 or 1.
 set -u
-build=${1:?usage: ci/run-tests.sh BUILD}
+build=${1:?usage: ci/run-tests.sh BUILD [PATTERN]}
+pattern=${2:-test_*}
 cd "$(dirname "$0")/.." || exit 2
 DSV4_PROGRAM=$build/dsv4
-export DSV4_PROGRAM
+RUN_UNDER=${RUN_UNDER-}
+export DSV4_PROGRAM RUN_UNDER
 rm -f "$build"/tests/*.log "$build"/tests/*.status
+# shellcheck disable=SC2012,SC2086
+names=$(cd tests && ls $pattern.c | sed 's/\.c$//') || exit 1
+long="test_fast_path test_oracle test_fast_vectors test_vectors"
 
-# shellcheck disable=SC2016
-for source in tests/test_*.c; do basename "$source" .c; done |
+# The long ones first, so that none is left alone at the end.
+# shellcheck disable=SC2016,SC2086
+{ printf '%s\n' $long | grep -Fx "$names"; printf '%s\n' $names | grep -Fxv "$(printf '%s\n' $long)"; } |
     xargs -P "$(nproc)" -I '{}' sh -c '
-        timeout 1200 "$1/tests/$2" >"$1/tests/$2.log" 2>&1
+        timeout 1200 $RUN_UNDER "$1/tests/$2" >"$1/tests/$2.log" 2>&1
         echo $? >"$1/tests/$2.status"' sh "$build" '{}'
 
 passed=0 failed=0 skipped=0
 number() { sed -n "s/^\[  *$2  *\] \([0-9][0-9]*\) test(s).*/\1/p" "$1" | tail -n 1; }
-for source in tests/test_*.c; do
-    name=$(basename "$source" .c)
+for name in $names; do
     log=$build/tests/$name.log
     status=$(cat "$build/tests/$name.status" 2>/dev/null || echo none)
     p=$(number "$log" PASSED); f=$(number "$log" FAILED); s=$(number "$log" SKIPPED)

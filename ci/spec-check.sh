@@ -8,6 +8,7 @@
 # A rule is a list item of a chapter:       - **mhc.post.1** Text, continued on indented lines.
 # Its code carries the comment              /* mhc.post.1: Text. */    once, in a file that the chapter's
 # "Code:" line links to. A test names what it covers:    /* covers: mhc.post.1 mhc.post.2 */
+# Comments of fast/ name rules in passing: such as there are. Its files belong to chapters too.
 set -u
 mode=check
 case "${1-}" in
@@ -129,8 +130,42 @@ for file in host/operators.c vectors/museum/bugs.c; do
             { echo "spec-check: $file: no rule $label in spec/" >&2; status=1; }
     done
 done
-for file in ref/*.c; do
-    stem=$(basename "$file" .c)
-    [ "$stem" = path ] || [ "$stem" = operators ] || [ -f "spec/$stem.md" ] || { echo "spec-check: $file has no chapter" >&2; status=1; }
+# Labels in the comments of fast/; what follows a dot is the end of a tensor's name instead.
+for place in $(awk '
+    FNR == 1 { inside = 0 }
+    {
+        line = $0; comment = ""
+        while (line != "") {
+            if (!inside) {
+                if (!match(line, /\/\*|\/\//)) break
+                if (substr(line, RSTART, 2) == "//") { comment = comment " " substr(line, RSTART); break }
+                line = substr(line, RSTART + 2); inside = 1
+            }
+            if (match(line, /\*\//)) {
+                comment = comment " " substr(line, 1, RSTART - 1)
+                line = substr(line, RSTART + 2); inside = 0
+            } else { comment = comment " " line; line = "" }
+        }
+        comment = " " comment
+        while (match(comment, /[^a-z0-9_.][a-z_][a-z0-9_]*\.[a-z0-9_]+\.[0-9]+/)) {
+            print FILENAME ":" FNR ":" substr(comment, RSTART + 1, RLENGTH - 1)
+            comment = substr(comment, RSTART + RLENGTH)
+        }
+    }' $(find fast -name '*.[ch]' | sort)); do
+    label=${place##*:}
+    grep -q "^- \*\*$label\*\*" spec/*.md ||
+        { echo "spec-check: ${place%:*}: no rule $label in spec/" >&2; status=1; }
+done
+# Every operator is a chapter.
+for file in ref/*.c fast/*.c fast/*_lanes.h fast/x86/*; do
+    stem=$(basename "${file%.[ch]}")
+    case $file in
+    fast/*_lanes.h | fast/*_portable.c | fast/x86/*) stem=${stem%_*} ;;
+    esac
+    case $file:$stem in
+    ref/*:path | ref/*:operators | fast/*:path | fast/*:operators) continue ;;
+    fast/*:isa | fast/*:pool | fast/*:memory) continue ;;
+    esac
+    [ -f "spec/$stem.md" ] || { echo "spec-check: $file has no chapter" >&2; status=1; }
 done
 exit $status

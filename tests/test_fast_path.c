@@ -113,39 +113,50 @@ static void logits_against_ref(void **state)
     }
 }
 
-/* Chunks and threads change no bit, of no tensor. 600 tokens: more than pass the layers at once. */
+/* One pass in pieces of 64 by one thread, and others in pieces of each size by one, two or three. */
+static void same_in_pieces(size_t kind, const char *isa, int64_t n, const char *window,
+                           const int64_t sizes[], size_t count_of_sizes)
+{
+    whole w;
+    trace t = {0};
+    open_kind(&w, kind, CHANGES("sliding_window", window));
+    int64_t V = w.model.config.vocab_size, count = 2 * n * V, *ids = whole_ids(&w, n, 5);
+    double *want = dsv4_alloc((size_t)(2 * count), sizeof *want), *got = want + count;
+    use(isa, 1, true);
+    const dsv4_tap keeper = trace_keeper(&t);
+    whole_pass_by(fast, &w, ids, n, 64, &keeper, want, want + n * V);
+    for (size_t s = 0; s < count_of_sizes; s++) {
+        use(isa, 1 + (int)(s % 3), true);
+        const dsv4_tap comparer = trace_comparer(&t);
+        bool traced = s < 2 || sizes[s] >= n;
+        whole_pass_by(fast, &w, ids, n, sizes[s], traced ? &comparer : NULL, got, got + n * V);
+        same_bits(kinds[kind].name, sizes[s], got, want, count);
+        if (traced)
+            trace_within(&t, kinds[kind].name, 0);
+    }
+    trace_free(&t);
+    free(want);
+    free(ids);
+    whole_close(&w);
+}
+
+/* Chunks and threads change no bit, of no tensor. */
 static void chunks_and_threads(void **state)
 {
     (void)state;
-    static const int64_t sizes[] = {1, 2, 3, 5, 7, 8, 64, 127, 128, 129, 600};
-    enum { n = 600 };
+    static const int64_t few[] = {1, 3, 40}, all[] = {1, 2, 3, 5, 7, 8, 127, 128, 129, 140},
+                         long_ones[] = {128, 600};
     int levels;
     const fast_kernels *const *level = fast_levels(&levels);
-    for (size_t kind = 0; kind < KINDS; kind++)
-        for (int l = 0; l < levels; l++) {
-            whole w;
-            trace t = {0};
-            open_kind(&w, kind, CHANGES("sliding_window", l % 2 == 0 ? "128" : "7"));
-            int64_t V = w.model.config.vocab_size, count = 2 * n * V, *ids = whole_ids(&w, n, 5);
-            double *want = dsv4_alloc((size_t)(2 * count), sizeof *want), *got = want + count;
-            use(level[l]->name, 1, true);
-            const dsv4_tap keeper = trace_keeper(&t);
-            whole_pass_by(fast, &w, ids, n, 64, &keeper, want, want + n * V);
-            for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
-                use(level[l]->name, 1 + (int)(s % 3), true);
-                const dsv4_tap comparer = trace_comparer(&t);
-                bool traced = s < 2 || sizes[s] == n;
-                whole_pass_by(fast, &w, ids, n, sizes[s], traced ? &comparer : NULL, got,
-                              got + n * V);
-                same_bits(kinds[kind].name, sizes[s], got, want, count);
-                if (traced)
-                    trace_within(&t, kinds[kind].name, 0);
-            }
-            trace_free(&t);
-            free(want);
-            free(ids);
-            whole_close(&w);
-        }
+    const char *best = level[levels - 1]->name;
+    for (size_t kind = 0; kind < KINDS; kind++) {
+        for (int l = 0; l + 1 < levels; l++)
+            same_in_pieces(kind, level[l]->name, 40, "7", few, sizeof few / sizeof *few);
+        same_in_pieces(kind, best, 140, kind % 2 == 0 ? "128" : "7", all,
+                       sizeof all / sizeof *all);
+    }
+    /* More than pass the layers at once. */
+    same_in_pieces(KINDS - 1, best, 600, "128", long_ones, sizeof long_ones / sizeof *long_ones);
 }
 
 /* Several sequences of other lengths at once, in calls that mix prefill and single tokens, MTP included:

@@ -3,6 +3,7 @@
 
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -20,6 +21,15 @@ static memory_use memory_in_use(void)
     assert_int_equal(fscanf(file, "%lld %lld", &pages[0], &pages[1]), 2);
     fclose(file);
     return (memory_use){pages[0] * sysconf(_SC_PAGESIZE), pages[1] * sysconf(_SC_PAGESIZE)};
+}
+
+/* An emulator's process says what the emulator takes. */
+static void needs_own_process(void)
+{
+    if (getenv("DSV4_EMULATED") == NULL)
+        return;
+    printf("skipped: memory in use cannot be seen under an emulator\n");
+    skip();
 }
 
 static void flash(dsv4_config *config)
@@ -49,6 +59,7 @@ static void bytes_of_an_entry(void **state)
     static const struct { int64_t ratio, exact, released; } want[3] = {
         {4, 4 * (512 + 128), 583 + 68}, {128, 4 * 512, 583}, {0, 0, 0}};
     (void)state;
+    needs_own_process();
     dsv4_config config;
     flash(&config);
     config.num_hidden_layers = 1;
@@ -69,6 +80,7 @@ static void bytes_of_an_entry(void **state)
 static void a_million_tokens(void **state)
 {
     (void)state;
+    needs_own_process();
     enum { tokens = 1048576 };
     dsv4_config config;
     dsv4_error err = {{0}};
