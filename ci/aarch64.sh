@@ -2,14 +2,17 @@
 # The portable kernels on another processor: builds for aarch64, and runs the tests of fast/ and all golden
 # vectors under an emulator.
 #
-#   ci/aarch64.sh BUILD     last line: "N passed, N failed, N skipped"; exit 0 or 1
+#   ci/aarch64.sh BUILD            last line: "N passed, N failed, N skipped"; exit 0 or 1
+#   ci/aarch64.sh --fetch BUILD    only gets what it needs
 #
 # The compiler, the emulator and the libraries come from Debian's mirror, as apt knows it, into
 # BUILD/aarch64/system. They are unpacked there, not installed: the machine's own packages stay as they
 # are, and nobody has to be root. Where they cannot be had, that is a failure for root, which is what CI
 # runs as, and counts as skipped for everybody else.
 set -u
-build=${1:?usage: ci/aarch64.sh BUILD}
+only_fetch=
+[ "${1-}" = --fetch ] && { only_fetch=yes; shift; }
+build=${1:?usage: ci/aarch64.sh [--fetch] BUILD}
 cd "$(dirname "$0")/.." || exit 2
 here=$build/aarch64
 case $here in /*) ;; *) here=$PWD/$here ;; esac
@@ -93,6 +96,7 @@ if [ "$(cat "$system/ready" 2>/dev/null)" != "$wanted" ]; then
     find "$tools/usr/bin" -name 'qemu-*' ! -name qemu-aarch64-static -delete
     echo "$wanted" >"$system/ready"
 fi
+[ -n "$only_fetch" ] && exit 0
 
 RUN_UNDER="$tools/usr/bin/qemu-aarch64-static -L $root"
 prefix=$tools/usr/bin/aarch64-linux-gnu

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-/* Scores of this many values, all rows together, are kept at a time: 64 MB. */
+/* Rows attend together as long as their scores, or what they select, are no more values than this. */
 enum { MOST_SCORES = 1 << 24, KEYS_PER_ITEM = 4096 };
 
 /* What is computed for all rows of a call before any of them attends. */
@@ -270,7 +270,11 @@ static void attend(const sublayer *s, int64_t first, int64_t rows, int64_t width
     int64_t threads = fast_pool_threads(c->pool), H = c->config->num_attention_heads;
     batch b = {.s = s, .first = first, .rows = rows, .width = width};
     choose(&b);
-    b.list_room = c->config->sliding_window + b.kept;
+    int64_t in_window = 0; /* the longest window that one of the rows sees */
+    for (int64_t row = first; row < first + rows; row++)
+        if (s->call->position[row] >= in_window)
+            in_window = s->call->position[row] + 1;
+    b.list_room = smaller(in_window, c->config->sliding_window) + b.kept;
     b.entry = FAST_TAKE(c, const float *, threads * b.list_room);
     b.index = FAST_TAKE(c, int64_t, threads * b.list_room);
     b.slot = FAST_TAKE(c, int64_t, threads * b.list_room);

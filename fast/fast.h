@@ -212,9 +212,8 @@ void fast_mhc_post(const fast_context *c, const float *post, const float *comb, 
 
 /* ---- spec/compressor.md: compressor.c ---- */
 
-/* Takes the rows x [T, D] of a call and appends the entries of the groups that they complete.
- * `state_of(segment)` is told by `index`. a and z [T, c head] are wkv x and wgate x, without ape; they
- * are used up. */
+/* Appends the entries of the groups that the rows of a call complete. a and z [T, c head] are wkv x and
+ * wgate x, without ape; they are used up. state[i] belongs to segment i. */
 void fast_compress(const fast_context *c, const fast_call *call, const dsv4_compressor *w,
                    fast_compressor_state *const *state, const double *freq, float *a, float *z);
 /* pooled [head] -> finished, for group g: norm, rotation, Hadamard, QDQ. */
@@ -228,7 +227,7 @@ int64_t fast_visible(int64_t position, int64_t ratio);
 void fast_index_query(const fast_context *c, const float *angles, int64_t T, float *iq);
 /* w [T, n_i] holds weights_proj u': scaled in place. */
 void fast_index_weights(const fast_context *c, int64_t T, float *w);
-/* iq [n_i, d_i], w [n_i] of one row -> score [visible], by one thread. `scratch`: see below. */
+/* iq [n_i, d_i], w [n_i] of one row, keys first .. -> score [count], by one thread. `scratch`: see below. */
 void fast_index_scores(const fast_context *c, const float *iq, const float *w,
                        const fast_entries *keys, int64_t first, int64_t count, float *score,
                        float *scratch);

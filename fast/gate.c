@@ -2,6 +2,7 @@
 #include "fast/fast.h"
 
 #include <math.h>
+#include <stdio.h>
 
 /* sqrt(softplus(x)). Far below 0 softplus is e^x to the last bit; its root is taken in the
  * exponent, to keep its precision where e^x itself leaves the normal numbers. A NaN stays. */
@@ -28,6 +29,10 @@ void fast_gate_scores(const fast_context *c, const dsv4_layer *layer, const floa
     score_rows all = {s, c->config->n_routed_experts};
     fast_linear_f32(c, &layer->ffn.gate.weight, x, T, s);
     fast_pool_run(c->pool, T, score_row, &all);
+    /* A choice among scores of which one is NaN would hide it. */
+    char what[64];
+    snprintf(what, sizeof what, "layer %lld: gate score", (long long)c->layer);
+    fast_check_finite(c, what, 0, all.E, s, T * all.E);
 }
 
 /* gate.hash.1 */

@@ -9,11 +9,13 @@
 #include <stdint.h>
 #include <string.h>
 
-#if defined __AVX512F__
+/* FAST_AVX2 or FAST_AVX512 comes with the flags of the level, and not from what they are: who asks the compiler for
+ * more (-march=native) gets it, in vectors that the level has. */
+#if defined FAST_AVX512
 #include <immintrin.h>
 #define LANES 16
 #define LEVEL avx512
-#elif defined __AVX2__
+#elif defined FAST_AVX2
 #include <immintrin.h>
 #define LANES 8
 #define LEVEL avx2

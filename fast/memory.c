@@ -1,5 +1,6 @@
 #include "fast/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 #include "host/error.h"
@@ -35,6 +36,12 @@ void fast_memory_free(fast_memory *memory)
     free(memory);
 }
 
+static void give_up(size_t size, size_t count)
+{
+    fprintf(stderr, "dsv4: out of memory for %zu items of %zu bytes\n", count, size);
+    exit(2);
+}
+
 static void add_block(fast_memory *memory, size_t size)
 {
     if (memory->count == memory->room) {
@@ -50,12 +57,15 @@ static void add_block(fast_memory *memory, size_t size)
     size = (size + 63) / 64 * 64;
     char *data = aligned_alloc(64, size);
     if (data == NULL)
-        dsv4_alloc((size_t)-1, 1); /* says so, and ends the program */
+        give_up(size, 1);
     memory->blocks[memory->count++] = (block){data, size};
 }
 
-void *fast_take(fast_memory *memory, size_t bytes)
+void *fast_take(fast_memory *memory, size_t size, int64_t count)
 {
+    size_t bytes;
+    if (__builtin_mul_overflow(size, count, &bytes) || bytes > PTRDIFF_MAX - 63)
+        give_up(size, (size_t)count);
     bytes = (bytes + 63) / 64 * 64;
     fast_place *at = &memory->at;
     /* Blocks that are too small for this are passed over. */

@@ -20,9 +20,9 @@ void fast_mtp(fast_context *c, const fast_call *call, const dsv4_model *model,
     /* mtp.stream.1, mtp.stream.2 */
     fast_rmsnorm(c, &layer->hnorm, h, T * n, normed);
     fast_linear(c, &layer->h_proj, normed, T * n, x);
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0; i < n * D; i++)
-            x[t * n * D + i] += from_e[t * D + i % D];
+    for (int64_t i = 0; i < T * n; i++)
+        for (int64_t j = 0; j < D; j++)
+            x[i * D + j] += from_e[i / n * D + j];
     fast_bf16(c, x, T * n * D);
     fast_release(c->memory, before);
     fast_tap(c, call, "in", n, D, x);

@@ -36,6 +36,8 @@ static void pause_briefly(void)
 {
 #ifdef __x86_64__
     __builtin_ia32_pause();
+#elif defined __aarch64__
+    __asm__ volatile("yield");
 #endif
 }
 
@@ -104,17 +106,20 @@ static void open_gate(fast_pool *pool)
 static void close_gate(fast_pool *pool)
 {
     atomic_fetch_and(&pool->gate, ~open_bit);
-    for (int looks = 0; atomic_load(&pool->gate) % open_bit != 0; looks++) {
+    for (int looks = 0; atomic_load(&pool->gate) % open_bit != 0;) {
         pause_briefly();
-        if (looks > LOOKS) /* more threads than processors: let the others run */
+        if (looks < LOOKS)
+            looks++;
+        else /* more threads than processors: let the others run */
             sched_yield();
     }
 }
 
 static int processors(void)
 {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+    cpu_set_t set; /* of 1024: a machine that has more says so by an error */
+    int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : MAX_THREADS;
+    return count < MAX_THREADS ? count : MAX_THREADS;
 }
 
 fast_pool *fast_pool_new(int threads, dsv4_error *err)

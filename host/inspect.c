@@ -364,7 +364,7 @@ static void print_text(const inspection *in)
                 print_tally(label, &in->component[mtp][c], &in->all);
             }
     if (in->context > 0)
-        printf("\nstate of %" PRId64 " tokens (--path fast), in bytes: released %" PRId64
+        printf("\nstate of %" PRId64 " tokens (--path fast, without MTP), in bytes: released %" PRId64
                ", exact %" PRId64 "\n", in->context, state_bytes(in, DSV4_RELEASED),
                state_bytes(in, DSV4_EXACT));
     if (in->checkpoint != NULL) {
@@ -412,7 +412,11 @@ static int run(const inspect_arguments *arguments, dsv4_error *err)
                                              : inspect_directory(&in, arguments->dir, err);
     if (status != 0)
         status = 2;
-    else {
+    else if (in.context > 0 && state_bytes(&in, DSV4_EXACT) < 0) {
+        dsv4_fail(err, "--context %" PRId64 ": the caches take more bytes than can be counted",
+                  in.context);
+        status = 2;
+    } else {
         if (arguments->json)
             print_json(&in);
         else

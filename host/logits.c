@@ -15,7 +15,7 @@
 
 #include "h5.h"
 #include "ids.h"
-#include "path.h"
+#include "path_options.h"
 #include "replay.h"
 #include "trace.h"
 
@@ -25,8 +25,7 @@ typedef struct {
     const char *dir;
     const char *tokens, *ids_text, *ids_h5; /* one of them is given */
     const dsv4_path *path;
-    dsv4_path_options options;
-    const char *path_option; /* the option that asked for one of them; NULL: none did */
+    dsv4_path_choice how;
     dsv4_numerics numerics;
     int64_t chunk;
     bool mtp, trace, verbose;
@@ -486,7 +485,7 @@ static int open_run(session *s, sequence *q, dsv4_error *err)
 static int configure_path(const logits_arguments *arguments, dsv4_error *err)
 {
     const dsv4_path *path = arguments->path;
-    if (path->configure != NULL && path->configure(&arguments->options, err) != 0)
+    if (dsv4_path_choose(path, &arguments->how, "dsv4 logits", err) != 0)
         return -1;
     if (arguments->verbose)
         fprintf(stderr, "dsv4 logits: path %s%s%s\n", path->name, path->level != NULL ? ": " : "",
@@ -694,7 +693,7 @@ static int finish(session *s, int result, dsv4_error *err)
 
 enum {
     KEY_TOKENS = 256, KEY_IDS, KEY_IDS_H5, KEY_PATH, KEY_NUMERICS, KEY_CHUNK, KEY_MTP, KEY_TRACE,
-    KEY_REPLAY, KEY_THREADS, KEY_ISA, KEY_DETERMINISTIC
+    KEY_REPLAY
 };
 
 static const struct argp_option options[] = {
@@ -710,19 +709,12 @@ static const struct argp_option options[] = {
      "(default); released: every rounding of the released inference code", 2},
     {"chunk", KEY_CHUNK, "N", 0, "Tokens of a sequence per forward call, default 256. Changes the "
      "memory in use (with -o, N x vocab_size x 8 bytes of logits for each sequence), and no "
-     "result; of fast it may change the last bits, without --deterministic", 2},
+     "result", 2},
     {"mtp", KEY_MTP, NULL, 0, "Run the MTP layer as well, which predicts one token further", 2},
     {"replay", KEY_REPLAY, "TRACE.h5", 0, "Take the routings (route_index) and CSA selections "
      "(selected) of this trace instead of choosing; see below", 2},
-    {NULL, 0, NULL, 0, "How to compute it:", 3},
-    {"threads", KEY_THREADS, "N", 0, "With --path fast: threads; 0, the default, for one on every "
-     "processor", 3},
-    {"isa", KEY_ISA, "LEVEL", 0, "With --path fast: no instructions above this level, which is "
-     "portable, avx2, avx512 or amx. Without it the environment variable DSV4_ISA counts", 3},
-    {"deterministic", KEY_DETERMINISTIC, NULL, 0, "With --path fast: the same bits for any number "
-     "of threads and any --chunk", 3},
-    {"verbose", 'v', NULL, 0, "Say on standard error what runs", 3},
     {NULL, 0, NULL, 0, "Where to put it:", 4},
+    {"verbose", 'v', NULL, 0, "Say on standard error what runs", 4},
     {"output", 'o', "OUT.h5", 0, "Write all logits to this HDF5 file", 4},
     {"trace", KEY_TRACE, NULL, 0, "Write the intermediate tensors of every layer to it too", 4},
     {0},
@@ -750,7 +742,7 @@ static const char documentation[] =
     "in part: a layer that it lacks chooses for itself; an HCA layer, which takes all that is "
     "visible, has no choice. The weights of the experts are computed here: a `route_weight` in "
     "the trace is not used, nor is the last row of MTP. Everything is checked before the run, and "
-    "a line on standard error says how often the run would have chosen otherwise.\n"
+    "a line on standard error says how often the run would have chosen otherwise. One sequence only.\n"
     "\n"
     "Example: dsv4 logits model/ --tokens \"0 17 99\" --trace -o out.h5";
 
@@ -769,15 +761,6 @@ static int64_t parse_chunk(const char *text, struct argp_state *state)
     if (chunk < 1)
         argp_error(state, "--chunk: expected a number of tokens, 1 or more, got '%s'", text);
     return chunk;
-}
-
-static int parse_threads(const char *text, struct argp_state *state)
-{
-    int64_t threads = parse_number(text);
-    if (threads < 0 || threads > INT_MAX)
-        argp_error(state, "--threads: expected a number of threads, 0 for all processors, got '%s'",
-                   text);
-    return (int)threads;
 }
 
 static dsv4_numerics parse_numerics(const char *text, struct argp_state *state)
@@ -806,9 +789,6 @@ static void check_arguments(const logits_arguments *arguments, struct argp_state
                    sources == 0 ? "none" : "several");
     if (arguments->trace && arguments->output == NULL)
         argp_error(state, "--trace needs -o OUT.h5");
-    if (arguments->path_option != NULL && arguments->path->configure == NULL)
-        argp_error(state, "%s: --path %s has no such choice", arguments->path_option,
-                   arguments->path->name);
 }
 
 static error_t parse_option(int key, char *text, struct argp_state *state)
@@ -824,18 +804,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case KEY_MTP: arguments->mtp = true; return 0;
     case KEY_TRACE: arguments->trace = true; return 0;
     case KEY_REPLAY: arguments->replay = text; return 0;
-    case KEY_THREADS:
-        arguments->options.threads = parse_threads(text, state);
-        arguments->path_option = "--threads";
-        return 0;
-    case KEY_ISA:
-        arguments->options.isa = text;
-        arguments->path_option = "--isa";
-        return 0;
-    case KEY_DETERMINISTIC:
-        arguments->options.deterministic = true;
-        arguments->path_option = "--deterministic";
-        return 0;
+    case ARGP_KEY_INIT: state->child_inputs[0] = &arguments->how; return 0;
     case 'v': arguments->verbose = true; return 0;
     case 'o': arguments->output = text; return 0;
     case ARGP_KEY_ARG:
@@ -850,8 +819,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 
 int dsv4_logits_main(int argc, char **argv)
 {
+    const struct argp_child children[] = {{&dsv4_path_argp, 0, NULL, 0}, {0}};
     const struct argp argp = {.options = options, .parser = parse_option, .args_doc = "MODEL_DIR",
-                              .doc = documentation};
+                              .doc = documentation, .children = children};
     logits_arguments arguments = {.path = dsv4_path_find("ref"), .numerics = DSV4_EXACT,
                                   .chunk = DEFAULT_CHUNK};
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);

@@ -48,7 +48,8 @@ typedef struct {
                       const dsv4_tap *tap, dsv4_error *err);
     /* The next `n` tokens: logits [n, vocab_size], or NULL where they are not wanted. -1 when a
      * weight that was read, a named tensor or a logit is not finite, an id is out of range, or the
-     * run is full. */
+     * run is full. After an error in the middle of a pass (not of the arguments) the run may only
+     * be closed. */
     int (*forward)(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err);
     /* MTP for the same n tokens as the forward call just before: next_ids[i] follows ids[i]. */
     int (*mtp)(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err);

@@ -17,7 +17,7 @@
 
 #include "candidate.h"
 #include "diagnose.h"
-#include "path.h"
+#include "path_options.h"
 #include "plugin.h"
 
 static char *joined(const char *directory, const char *name)
@@ -395,8 +395,7 @@ typedef struct {
     dsv4_tier tier;
     bool numerics[2], list, verbose, no_diagnosis;
     double timeout;
-    dsv4_path_options how;
-    const char *how_asked; /* the first option that set one of those; or NULL */
+    dsv4_path_choice how;
     char *patterns;      /* argz */
     size_t patterns_size;
 } verify_arguments;
@@ -444,10 +443,7 @@ static int open_path(const verify_arguments *arguments, dsv4_engine *engine, dsv
     if (path == NULL)
         return dsv4_fail(err, "no path '%s'; there is: %s", arguments->way[PATH],
                          dsv4_path_names());
-    if (path->configure == NULL && arguments->how_asked != NULL)
-        return dsv4_fail(err, "%s: path %s computes in one way only", arguments->how_asked,
-                         path->name);
-    if (path->configure != NULL && path->configure(&arguments->how, err) != 0)
+    if (dsv4_path_choose(path, &arguments->how, "dsv4 verify", err) != 0)
         return -1;
     engine->answer = path->answer;
     if (path->level != NULL)
@@ -524,8 +520,7 @@ static int run_with_vectors(const verify_arguments *arguments, dsv4_error *err)
 
 enum {
     KEY_PATH = 256, KEY_PLUGIN, KEY_CANDIDATE, KEY_EXEC, KEY_VECTORS, KEY_PRECISION, KEY_NUMERICS,
-    KEY_OP, KEY_JUNIT, KEY_JSON, KEY_LIST, KEY_VERBOSE, KEY_NO_DIAGNOSIS, KEY_TIMEOUT,
-    KEY_ISA, KEY_THREADS, KEY_DETERMINISTIC
+    KEY_OP, KEY_JUNIT, KEY_JSON, KEY_LIST, KEY_VERBOSE, KEY_NO_DIAGNOSIS, KEY_TIMEOUT
 };
 
 static void parse_numerics(verify_arguments *arguments, const char *text, struct argp_state *state)
@@ -554,35 +549,6 @@ static void parse_timeout(verify_arguments *arguments, const char *text, struct 
                    text);
 }
 
-static void parse_threads(verify_arguments *arguments, const char *text, struct argp_state *state)
-{
-    enum { MOST = 1024 };
-    char *end;
-    long threads = strtol(text, &end, 10);
-    if (end == text || *end != '\0' || threads < 1 || threads > MOST)
-        argp_error(state, "--threads: expected a number from 1 to %d, got '%s'", MOST, text);
-    arguments->how.threads = (int)threads;
-}
-
-/* --isa, --threads or --deterministic. */
-static void parse_how(verify_arguments *arguments, int key, const char *text,
-                      struct argp_state *state)
-{
-    const char *name = key == KEY_ISA       ? "--isa"
-                       : key == KEY_THREADS ? "--threads"
-                                            : "--deterministic";
-    if (key == KEY_ISA && text[0] == '\0')
-        argp_error(state, "--isa: expected a level of instructions, got ''");
-    else if (key == KEY_ISA)
-        arguments->how.isa = text;
-    else if (key == KEY_THREADS)
-        parse_threads(arguments, text, state);
-    else
-        arguments->how.deterministic = true;
-    if (arguments->how_asked == NULL)
-        arguments->how_asked = name;
-}
-
 static void check_ways(const verify_arguments *arguments, struct argp_state *state)
 {
     int ways = 0;
@@ -591,8 +557,8 @@ static void check_ways(const verify_arguments *arguments, struct argp_state *sta
     if (ways > 1 || (ways == 0 && !arguments->list))
         argp_error(state, "expected one of --path, --plugin, --candidate and --exec, got %s",
                    ways == 0 ? "none" : "several");
-    if (arguments->how_asked != NULL && arguments->way[PATH] == NULL)
-        argp_error(state, "%s is for --path only", arguments->how_asked);
+    if (arguments->how.asked != NULL && arguments->way[PATH] == NULL)
+        argp_error(state, "%s is for --path only", arguments->how.asked);
 }
 
 static error_t parse_option(int key, char *text, struct argp_state *state)
@@ -618,9 +584,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case KEY_VERBOSE: arguments->verbose = true; return 0;
     case KEY_NO_DIAGNOSIS: arguments->no_diagnosis = true; return 0;
     case KEY_TIMEOUT: parse_timeout(arguments, text, state); return 0;
-    case KEY_ISA:
-    case KEY_THREADS:
-    case KEY_DETERMINISTIC: parse_how(arguments, key, text, state); return 0;
+    case ARGP_KEY_INIT: state->child_inputs[0] = &arguments->how; return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "unexpected argument '%s'", text);
         return 0;
@@ -656,11 +620,6 @@ static const struct argp_option options_table[] = {
     {"json", KEY_JSON, "FILE", 0, "Write the results as JSON", 3},
     {"timeout", KEY_TIMEOUT, "S", 0, "Seconds that a plugin may take for a case, and a command "
      "for each case of a vector file (default 60)", 3},
-    {NULL, 0, NULL, 0, "How --path fast computes:", 4},
-    {"isa", KEY_ISA, "LEVEL", 0, "Instructions of this level at most: portable, avx2, avx512 or "
-     "amx (default: DSV4_ISA in the environment, or all that the machine has)", 4},
-    {"threads", KEY_THREADS, "N", 0, "Threads at work (default: one for each processor)", 4},
-    {"deterministic", KEY_DETERMINISTIC, NULL, 0, "The same bits for any number of threads", 4},
     {0},
 };
 
@@ -676,8 +635,9 @@ static const char documentation[] =
 
 int dsv4_verify_main(int argc, char **argv)
 {
+    const struct argp_child children[] = {{&dsv4_path_argp, 0, NULL, 0}, {0}};
     const struct argp argp = {.options = options_table, .parser = parse_option,
-                              .doc = documentation};
+                              .doc = documentation, .children = children};
     verify_arguments arguments = {.numerics = {true, true}, .timeout = 60};
     argp_parse(&argp, argc, argv, 0, NULL, &arguments);
     dsv4_error err = {""};

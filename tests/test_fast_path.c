@@ -458,9 +458,9 @@ static void memory_is_reused(void **state)
     fast_memory *memory = fast_memory_new();
     for (int round = 0; round < 3; round++) {
         fast_place start = fast_mark(memory);
-        char *a = fast_take(memory, 100);
+        char *a = fast_take(memory, 1, 100);
         fast_place mark = fast_mark(memory);
-        char *b = fast_take(memory, 5000000), *c = fast_take(memory, 0), *d = fast_take(memory, 1);
+        char *b = fast_take(memory, 1, 5000000), *c = fast_take(memory, 1, 0), *d = fast_take(memory, 1, 1);
         assert_true((uintptr_t)a % 64 == 0 && (uintptr_t)b % 64 == 0 && (uintptr_t)d % 64 == 0);
         assert_non_null(c);
         memset(a, 1, 100);
@@ -468,7 +468,7 @@ static void memory_is_reused(void **state)
         *d = 3;
         assert_true(a[99] == 1 && b[0] == 2 && b[4999999] == 2);
         fast_release(memory, mark);
-        b = fast_take(memory, 6000000);
+        b = fast_take(memory, 1, 6000000);
         memset(b, 4, 6000000);
         assert_true(a[0] == 1 && a[99] == 1);
         fast_release(memory, start);

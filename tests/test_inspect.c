@@ -453,9 +453,11 @@ static void state_of_a_long_context(void **state)
     assert_true(number(memory, "exact") > 3 * entries);
     json_decref(root);
     check(inspect("--geometry=flash", "--context=4096", NULL), 0,
-          "\nstate of 4096 tokens (--path fast), in bytes: released ", "");
+          "\nstate of 4096 tokens (--path fast, without MTP), in bytes: released ", "");
     check(inspect("--geometry=flash", "--context=0", NULL), 2, "",
           "--context: expected a number of tokens, 1 or more, got '0'");
+    check(inspect("--geometry=flash", "--context=99999999999999999", NULL), 2, "",
+          "--context 99999999999999999: the caches take more bytes than can be counted\n");
     check(inspect("--geometry=flash", "--context=9x", NULL), 2, "", "1 or more, got '9x'");
 }
 

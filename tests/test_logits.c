@@ -1088,8 +1088,8 @@ static void paths_are_asked_for_what_is_used(void **state)
                  "model", "--tokens", tokens, "--chunk", "8");
     assert_tells("configure 0 NULL 0\nopen 20\nforward 8\nforward 8\nforward 4\n",
                  "model", "--tokens", tokens, "--chunk", "8", "-o", "told.h5");
-    assert_tells("configure 3 avx2 1\nopen 1\nforward 1\nafter position 0:\n", "model",
-                 "--tokens", "3", "--threads", "3", "--isa", "avx2", "--deterministic");
+    assert_tells("configure 3 abacus 1\nopen 1\nforward 1\nafter position 0:\n", "model",
+                 "--tokens", "3", "--threads", "3", "--isa", "abacus", "--deterministic");
 }
 
 static void what_runs_is_said(void **state)
@@ -1160,18 +1160,17 @@ static void usage_is_checked(void **state)
     assert_usage("--chunk: expected a number of tokens, 1 or more, got ''", "--chunk", "");
     assert_usage("--chunk: expected a number of tokens, 1 or more, got '9999999999999999999'",
                  "--chunk", "9999999999999999999");
-    assert_usage("--threads: expected a number of threads, 0 for all processors, got '-1'",
-                 "--threads", "-1");
-    assert_usage("--threads: expected a number of threads, 0 for all processors, got 'two'",
-                 "--threads", "two");
-    assert_usage("--threads: expected a number of threads, 0 for all processors, got '2147483648'",
-                 "--threads", "2147483648");
-    assert_usage("--threads: --path ref has no such choice", "model", "--tokens", "1", "--threads",
-                 "0");
-    assert_usage("--isa: --path ref has no such choice", "--isa", "avx2", "model", "--tokens", "1",
-                 "--path", "ref");
-    assert_usage("--deterministic: --path batch has no such choice", "model", "--tokens", "1",
-                 "--deterministic", "--path", "batch");
+    assert_usage("--threads: expected a number from 1 to 1024, got '0'", "--threads", "0");
+    assert_usage("--threads: expected a number from 1 to 1024, got 'two'", "--threads", "two");
+    assert_usage("--threads: expected a number from 1 to 1024, got '2147483648'", "--threads",
+                 "2147483648");
+    assert_usage("--isa: expected a level of instructions, got ''", "--isa", "");
+    assert_refuses("--threads: path ref computes in one way only", "model", "--tokens", "1",
+                   "--threads", "1");
+    assert_refuses("--isa: path ref computes in one way only", "--isa", "avx2", "model",
+                   "--tokens", "1", "--path", "ref");
+    assert_refuses("--deterministic: path batch computes in one way only", "model", "--tokens", "1",
+                   "--deterministic", "--path", "batch");
     assert_usage("unrecognized option '--none'", "--none");
     command_result result = command_call(dsv4_logits_main, "dsv4 logits", "--help");
     assert_non_null(strstr(result.out, "Usage: dsv4 logits [OPTION...] MODEL_DIR\n"));

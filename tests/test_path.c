@@ -293,6 +293,35 @@ static void overflow(void **state)
     whole_close(&w);
 }
 
+/* Binary32 alone: two products that overflow cancel to NaN, which a choice must not hide. */
+static void overflow_in_the_gate(void **state)
+{
+    whole *w = *state;
+    if (path != &dsv4_path_fast)
+        return;
+    dsv4_matrix *gate = &w->model.layers[1].ffn.gate.weight, before = *gate;
+    size_t size = (size_t)(gate->rows * gate->cols) * sizeof(float);
+    float *copy = dsv4_alloc(size, 1);
+    memcpy(copy, gate->data, size);
+    for (int64_t i = 0; i < gate->cols; i++) {
+        copy[2 * gate->cols + i] = i % 2 == 0 ? 3e38f : -3e38f;
+        copy[3 * gate->cols + i] = i % 2 == 0 ? -3e38f : 3e38f;
+    }
+    gate->data = copy;
+    forward_of(w, some_ids, 6, "layer 1: gate score [");
+    *gate = before;
+    free(copy);
+}
+
+static void long_window(void **state)
+{
+    (void)state;
+    whole w;
+    whole_open(&w, DSV4_EXACT, MAKE_EXACT, CHANGES("sliding_window", "2147483647"));
+    forward_of(&w, some_ids, 8, NULL);
+    whole_close(&w);
+}
+
 static void table_entry_that_is_no_expert(void **state)
 {
     whole *w = *state;
@@ -314,6 +343,8 @@ static void table_entry_that_is_no_expert(void **state)
     CASE(of, mtp_without_a_layer), CASE(of, nan_in_an_expert), CASE(of, nan_in_the_embedding), \
     CASE(of, nan_anywhere), CASE(of, infinite_weight), \
     {#of ": overflow", overflow, choose_path, NULL, (void *)&dsv4_path_##of}, \
+    {#of ": long_window", long_window, choose_path, NULL, (void *)&dsv4_path_##of}, \
+    CASE(of, overflow_in_the_gate), \
     CASE(of, table_entry_that_is_no_expert)
 
 int main(void)
