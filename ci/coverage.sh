@@ -5,7 +5,10 @@
 set -u
 build=${1:?usage: ci/coverage.sh BUILD}
 cd "$(dirname "$0")/.." || exit 2
-options="--root . --object-directory $build/obj --filter ref/ --filter host/ --filter fast/"
+# An interrupted gcovr leaves what gcov wrote lying here.
+trap 'rm -f ./*.gcov' EXIT
+trap 'exit 1' INT TERM
+options="--gcov-ignore-parse-errors --root . --object-directory $build/obj --filter ref/ --filter host/ --filter fast/"
 foreign=
 for level in avx2 avx512; do
     "$build/dsv4" verify --path fast --isa $level --op embed --no-diagnosis | grep -q "^path fast ($level," || {

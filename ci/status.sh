@@ -10,8 +10,8 @@ build=${1:?usage: ci/status.sh [--check] BUILD}
 cd "$(dirname "$0")/.." || exit 2
 
 table() {
-    echo '| chapter | rules | code | its tests |'
-    echo '|---|---|---|---|'
+    echo '| chapter | rules | code | optimised | its tests |'
+    echo '|---|---|---|---|---|'
     for chapter in config checkpoint numerics quant linear rmsnorm rope hadamard embed mhc compressor \
         indexer core_attn attention gate expert moe block head mtp forward state muon; do
         code=$(sed -n 's/^Code: //p' "spec/$chapter.md" | sed 's/`//g; s/(\.\.\//(/g; s/\. Weights*:.*//; s/\.$//')
@@ -19,7 +19,9 @@ table() {
         log=$build/tests/test_$chapter.log
         passed=$(sed -n 's/^\[  PASSED  \] \([0-9]*\) test(s).*/\1/p' "$log" 2>/dev/null)
         failed=$(sed -n 's/^\[  FAILED  \] \([0-9]*\) test(s).*/\1/p' "$log" 2>/dev/null)
-        echo "| [$chapter](spec/$chapter.md) | $rules | $code | ${passed:-none} passed${failed:+, $failed failed} |"
+        fast=
+        [ -f "fast/$chapter.c" ] && fast="[fast/$chapter.c](fast/$chapter.c)"
+        echo "| [$chapter](spec/$chapter.md) | $rules | $code | $fast | ${passed:-none} passed${failed:+, $failed failed} |"
     done
 }
 awk -v table="$(table)" '

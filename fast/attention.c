@@ -4,7 +4,8 @@
 #include <math.h>
 #include <string.h>
 
-/* Rows attend together as long as their scores, or what they select, are no more values than this. */
+/* Rows attend together as long as their scores, or what they select, are no more values than
+ * this. */
 enum { MOST_SCORES = 1 << 24, KEYS_PER_ITEM = 4096 };
 
 /* What is computed for all rows of a call before any of them attends. */
@@ -56,7 +57,8 @@ static fast_linear_job job(fast_linear_kind kind, const dsv4_matrix *w, const fl
     return (fast_linear_job){kind, w, 0, w->rows, x, T, w->cols, y, w->rows};
 }
 
-/* All that follows from x [T, D] alone: queries, keys, and what the compressors are about to pool. */
+/* All that follows from x [T, D] alone: queries, keys, and what the compressors are about to
+ * pool. */
 static void project(sublayer *s, const double *freq, const float *x)
 {
     const fast_context *c = s->c;
@@ -99,7 +101,8 @@ static void project(sublayer *s, const double *freq, const float *x)
     make_keys(s, T);
     fast_tap(c, s->call, "kv", d, 0, s->kv);
 
-    /* attention.compressed.1: from the same input; all entries of a call come before its tokens attend. */
+    /* attention.compressed.1: from the same input; all entries of a call come before its tokens
+     * attend. */
     fast_compressor_state **states =
         FAST_TAKE(c, fast_compressor_state *, s->call->segments);
     if (compressed) {
@@ -226,8 +229,8 @@ static void choose(batch *b)
 
 /* ---- attending ---- */
 
-/* The list of a row, core_attn.list.1 to 3: its window, from this call's keys and from those before, then
- * the chosen entries. */
+/* The list of a row, core_attn.list.1 to 3: its window, from this call's keys and from those
+ * before, then the chosen entries. */
 static fast_list list_of(const batch *b, int64_t row, int worker)
 {
     const sublayer *s = b->s;

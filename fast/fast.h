@@ -1,22 +1,24 @@
-/* The optimised forward pass: the same operators as ref/, on arrays of binary32, for any instruction
- * set. Checked against ref/ by the golden vectors; shares no code with it.
+/* The optimised forward pass: the same operators as ref/, on arrays of binary32, for any
+ * instruction set. Checked against ref/ by the golden vectors; shares no code with it.
  *
- * An operator is spec/STEM.md, fast/STEM.c and, where it has kernels, fast/STEM_lanes.h (written once,
- * in vectors of any width), fast/STEM_portable.c, fast/x86/STEM_avx2.c and fast/x86/STEM_avx512.c.
- * The kernels of an instruction set are a row of the table in isa.c, chosen when the program starts.
+ * An operator is spec/STEM.md, fast/STEM.c and, where it has kernels, fast/STEM_lanes.h (written
+ * once, in vectors of any width), fast/STEM_portable.c, fast/x86/STEM_avx2.c and
+ * fast/x86/STEM_avx512.c. The kernels of an instruction set are a row of the table in isa.c, chosen
+ * when the program starts.
  *
  * Activations are binary32 in both contracts. RELEASED: they hold bf16 numbers wherever spec/ says
- * so, and fast_bf16() and its kin are the rounding points. EXACT: nothing is rounded on purpose; the
- * result is an approximation in binary32 of the mathematics.
+ * so, and fast_bf16() and its kin are the rounding points. EXACT: nothing is rounded on purpose;
+ * the result is an approximation in binary32 of the mathematics.
  *
  * Every result is a function of its row alone: sums run in an order that depends on the widths of
- * the operands, never on how many rows a call has, which of them they are, or on which thread works.
- * So chunks, batches and threads change no bit. Who adds a kernel keeps it that way, or offers it
- * only where c->deterministic is not set.
+ * the operands, never on how many rows a call has, which of them they are, or on which thread
+ * works. So chunks, batches and threads change no bit. Who adds a kernel keeps it that way, or
+ * offers it only where c->deterministic is not set.
  *
- * Letters as in the specification: T rows of this call, D hidden_size, H heads, d head_dim,
- * R qk_rope_head_dim, n hc_mult, W sliding_window, E experts, k chosen experts, I moe_intermediate_size,
- * V vocab_size, r compression ratio. [T, n, D] is an array's shape, last index fastest. */
+ * Letters as in the specification: T rows of this call, D hidden_size, H heads, d head_dim, R
+ * qk_rope_head_dim, n hc_mult, W sliding_window, E experts, k chosen experts, I
+ * moe_intermediate_size, V vocab_size, r compression ratio. [T, n, D] is an array's shape, last
+ * index fastest. */
 #ifndef DSV4_FAST_H
 #define DSV4_FAST_H
 
@@ -42,8 +44,8 @@ typedef struct {
 
 /* ---- spec/state.md: state.c ---- */
 
-/* Finished entries of a compressor. EXACT keeps them as binary32, RELEASED as the codes that QDQ made
- * of them, which lose nothing: 583 bytes of a Flash KV entry, 68 of an indexer key. */
+/* Finished entries of a compressor. EXACT keeps them as binary32, RELEASED as the codes that QDQ
+ * made of them, which lose nothing: 583 bytes of a Flash KV entry, 68 of an indexer key. */
 typedef struct {
     bool index;       /* keys of the indexer: FP4 in blocks of 32; else FP8 in blocks of 64, rope in bf16 */
     int64_t head;     /* d, or d_i */
@@ -103,7 +105,8 @@ typedef struct {
     const dsv4_tap *tap; /* sees the named tensors of this sequence; may be NULL */
 } fast_segment;
 
-/* What one call computes: rows of one or several sequences, which share every product with a weight. */
+/* What one call computes: rows of one or several sequences, which share every product with a
+ * weight. */
 typedef struct {
     int64_t T; /* rows of all segments */
     int64_t segments;
@@ -121,15 +124,15 @@ void fast_tap_rows(const fast_context *c, const fast_segment *segment, const cha
 void fast_tap_indices(const fast_context *c, const fast_segment *segment, const char *name,
                       int64_t row, int64_t rows, int64_t dim0, int64_t *indices);
 
-/* False, with a line in c->error unless one is there, where a value is not finite. `row` and `width`
- * place the value in the message. */
+/* False, with a line in c->error unless one is there, where a value is not finite. `row` and
+ * `width` place the value in the message. */
 bool fast_check_finite(const fast_context *c, const char *what, int64_t row, int64_t width,
                        const float *x, int64_t count);
 
 /* ---- spec/quant.md: quant.c ---- */
 
-/* One stored row, or a vector (a matrix of one row), as binary32 -> values [cols]. A value that is NaN
- * or infinite is an error that names it. */
+/* One stored row, or a vector (a matrix of one row), as binary32 -> values [cols]. A value that
+ * is NaN or infinite is an error that names it. */
 void fast_matrix_row(const fast_context *c, const dsv4_matrix *w, int64_t row, float *values);
 /* The same, from c->memory. */
 float *fast_vector(const fast_context *c, const dsv4_matrix *w);
@@ -152,7 +155,8 @@ typedef enum {
     FAST_GROUPED  /* weights rounded to bf16 in RELEASED, whatever they are; output rounded */
 } fast_linear_kind;
 
-/* y[t * y_stride + o] = sum_i w[first + o, i] x[t * x_stride + i], o = 0 .. rows - 1. Strides count values. */
+/* y[t * y_stride + o] = sum_i w[first + o, i] x[t * x_stride + i], o = 0 .. rows - 1. Strides
+ * count values. */
 typedef struct {
     fast_linear_kind kind;
     const dsv4_matrix *w;
@@ -163,8 +167,8 @@ typedef struct {
     int64_t y_stride;
 } fast_linear_job;
 
-/* Several products, with all threads at work on all of them at once. Inputs stay as they are: where one
- * must be quantised, a copy is (the same input of several jobs, once). */
+/* Several products, with all threads at work on all of them at once. Inputs stay as they are:
+ * where one must be quantised, a copy is (the same input of several jobs, once). */
 void fast_linear_jobs(const fast_context *c, const fast_linear_job *jobs, int64_t count);
 
 /* x [T, cols] -> y [T, rows] */
@@ -187,7 +191,8 @@ void fast_rope_frequencies(const fast_context *c, bool compressed, double *freq)
 /* Cosines and sines of rows at `position` [T] -> angles [T, R]: cos 0, sin 0, cos 1, sin 1, .. */
 void fast_rope_angles(const fast_context *c, const double *freq, const int64_t *position, int64_t T,
                       float *angles);
-/* The last R values of `count` vectors [width] of one row are rotated by `angles` [R]; back, if so told. */
+/* The last R values of `count` vectors [width] of one row are rotated by `angles` [R]; back, if
+ * so told. */
 void fast_rope(const fast_context *c, const float *angles, bool inverse, float *x, int64_t width,
                int64_t count);
 
@@ -212,8 +217,8 @@ void fast_mhc_post(const fast_context *c, const float *post, const float *comb, 
 
 /* ---- spec/compressor.md: compressor.c ---- */
 
-/* Appends the entries of the groups that the rows of a call complete. a and z [T, c head] are wkv x and
- * wgate x, without ape; they are used up. state[i] belongs to segment i. */
+/* Appends the entries of the groups that the rows of a call complete. a and z [T, c head] are
+ * wkv x and wgate x, without ape; they are used up. state[i] belongs to segment i. */
 void fast_compress(const fast_context *c, const fast_call *call, const dsv4_compressor *w,
                    fast_compressor_state *const *state, const double *freq, float *a, float *z);
 /* pooled [head] -> finished, for group g: norm, rotation, Hadamard, QDQ. */
@@ -227,7 +232,8 @@ int64_t fast_visible(int64_t position, int64_t ratio);
 void fast_index_query(const fast_context *c, const float *angles, int64_t T, float *iq);
 /* w [T, n_i] holds weights_proj u': scaled in place. */
 void fast_index_weights(const fast_context *c, int64_t T, float *w);
-/* iq [n_i, d_i], w [n_i] of one row, keys first .. -> score [count], by one thread. `scratch`: see below. */
+/* iq [n_i, d_i], w [n_i] of one row, keys first .. -> score [count], by one thread. `scratch`:
+ * see below. */
 void fast_index_scores(const fast_context *c, const float *iq, const float *w,
                        const fast_entries *keys, int64_t first, int64_t count, float *score,
                        float *scratch);
@@ -273,8 +279,8 @@ void fast_gate_choose(const fast_context *c, const dsv4_layer *layer, const floa
 void fast_gate_weigh(const fast_context *c, const float *s, const int64_t *chosen, int64_t T,
                      float *weight); /* [T, k] */
 
-/* One of the experts that a call takes: `rows` rows x [rows, D] -> y [rows, D]. weight [rows], or NULL for
- * the shared expert. */
+/* One of the experts that a call takes: `rows` rows x [rows, D] -> y [rows, D]. weight [rows],
+ * or NULL for the shared expert. */
 typedef struct {
     const dsv4_expert *w;
     int64_t rows;
@@ -298,8 +304,8 @@ void fast_block(const fast_context *c, const fast_call *call, const dsv4_layer *
 void fast_head(const fast_context *c, const dsv4_hc *hc, const dsv4_matrix *norm,
                const dsv4_matrix *head, const float *h, int64_t T, float *logits);
 
-/* h [T, n, D], the streams after the last layer; next_ids [T] -> x [T, n, D], the streams after the MTP
- * block. The head is for the caller. */
+/* h [T, n, D], the streams after the last layer; next_ids [T] -> x [T, n, D], the streams after
+ * the MTP block. The head is for the caller. */
 void fast_mtp(fast_context *c, const fast_call *call, const dsv4_model *model,
               const int64_t *next_ids, const float *h, float *x);
 

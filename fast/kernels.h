@@ -25,8 +25,9 @@ typedef struct {
      * scratch_size says. */
     void (*product)(const fast_product *p, int64_t begin, int64_t end, float *scratch);
     int64_t (*scratch_size)(const fast_product *p);
-    /* The x of an FP4 matrix has to come in an order of its own within every 32 values, so that both
-     * halves of a byte meet theirs: one row of it -> out [cols]. NULL where x stays as it is. */
+    /* The x of an FP4 matrix has to come in an order of its own within every 32 values, so that
+     * both halves of a byte meet theirs: one row of it -> out [cols]. NULL where x stays as it
+     * is. */
     void (*arrange)(const float *x, int64_t cols, float *out);
 } fast_linear_kernels;
 
@@ -35,7 +36,8 @@ typedef struct {
     bool (*finite)(const float *x, int64_t count);
     void (*act_quant)(float *x, int64_t count, int64_t block); /* quantise-dequantise, binary32 */
     void (*qdq_index)(float *x, int64_t count);                /* blocks of 32; bf16 */
-    /* Entries of a cache, one row: x [values + rope] <-> codes [values], scales [values / 64], rope. */
+    /* Entries of a cache, one row: x [values + rope] <-> codes [values], scales [values / 64],
+     * rope. */
     void (*pack_kv)(const float *x, int64_t values, int64_t R, uint8_t *codes, uint8_t *scales,
                     uint16_t *rope);
     void (*unpack_kv)(const uint8_t *codes, const uint8_t *scales, const uint16_t *rope,

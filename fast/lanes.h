@@ -9,8 +9,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* FAST_AVX2 or FAST_AVX512 comes with the flags of the level, and not from what they are: who asks the compiler for
- * more (-march=native) gets it, in vectors that the level has. */
+/* FAST_AVX2 or FAST_AVX512 comes with the flags of the level, and not from what they are: who
+ * asks the compiler for more (-march=native) gets it, in vectors that the level has. */
 #if defined FAST_AVX512
 #include <immintrin.h>
 #define LANES 16

@@ -5,8 +5,8 @@
 
 #include "host/error.h"
 
-/* Blocks stay until the end. Under a sanitizer, which watches allocations, each taking is a block of its
- * own. */
+/* Blocks stay until the end. Under a sanitizer, which watches allocations, each taking is a
+ * block of its own. */
 #if defined __SANITIZE_ADDRESS__
 static const size_t smallest_block = 1;
 #else

@@ -11,9 +11,9 @@ typedef struct fast_memory fast_memory;
 fast_memory *fast_memory_new(void);
 void fast_memory_free(fast_memory *memory);
 
-/* `count` items of `size` bytes at an address divisible by 64, with undefined contents. Only the thread that runs the
- * operators takes; workers of the pool get their share from it. Running out ends the program with
- * one line. */
+/* `count` items of `size` bytes at an address divisible by 64, with undefined contents. Only the
+ * thread that runs the operators takes; workers of the pool get their share from it. Running out
+ * ends the program with one line. */
 void *fast_take(fast_memory *memory, size_t size, int64_t count);
 #define FAST_TAKE(c, type, count) \
     ((type *)fast_take((c)->memory, sizeof(type), count))

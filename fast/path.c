@@ -1,5 +1,5 @@
-/* The optimised path behind the interface of host/path.h: what is configured, runs and batches of runs,
- * and the tap. Not a chapter. */
+/* The optimised path behind the interface of host/path.h: what is configured, runs and batches
+ * of runs, and the tap. Not a chapter. */
 #include "fast/fast.h"
 
 #include <math.h>
@@ -9,7 +9,8 @@
 
 /* ---- what all runs share ---- */
 
-/* Set up by configure(), or by the first run with what is best here. One thread at a time works with it. */
+/* Set up by configure(), or by the first run with what is best here. One thread at a time works
+ * with it. */
 static struct {
     const fast_kernels *kernels; /* NULL: not set up */
     fast_pool *pool;
@@ -212,8 +213,8 @@ static int check_call(const dsv4_run *run, const int64_t *ids, int64_t n, int64_
 
 /* ---- calls ---- */
 
-/* Rows that pass through the layers together: more save nothing, and their intermediate results would
- * take more memory. Logits are made for fewer where the vocabulary is large. */
+/* Rows that pass through the layers together: more save nothing, and their intermediate results
+ * would take more memory. Logits are made for fewer where the vocabulary is large. */
 enum { MOST_ROWS = 512, MOST_LOGITS = 1 << 24 };
 
 /* One call of forward_batch() or mtp_batch(), worked off MOST_ROWS rows at a time. */

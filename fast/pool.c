@@ -7,15 +7,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* How often a thread looks for work before it sleeps: some tens of microseconds, longer than the operators
- * of a decoding step leave between two loops. */
+/* How often a thread looks for work before it sleeps: some tens of microseconds, longer than the
+ * operators of a decoding step leave between two loops. */
 enum { LOOKS = 4000, MAX_THREADS = 1024 };
 
 typedef struct { fast_pool *pool; int worker; pthread_t thread; } member;
 
-/* The gate counts, in its low half, the members at work on the round in its high half, and tells by the
- * bit between whether more may join. So the caller waits for those only who have begun: a member that
- * sleeps, or whose processor is busy otherwise, costs nothing. */
+/* The gate counts, in its low half, the members at work on the round in its high half, and tells
+ * by the bit between whether more may join. So the caller waits for those only who have begun: a
+ * member that sleeps, or whose processor is busy otherwise, costs nothing. */
 static const unsigned long long open_bit = 1ull << 31, one_round = 1ull << 32;
 
 struct fast_pool {

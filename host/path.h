@@ -39,7 +39,8 @@ typedef struct {
 
 typedef struct {
     const char *name; /* as in --path */
-    /* For all that follows in this process; not while a run is open. NULL where a path has no choice. */
+    /* For all that follows in this process; not while a run is open. NULL where a path has no
+     * choice. */
     int (*configure)(const dsv4_path_options *options, dsv4_error *err);
     /* What really runs: "avx512, 2 threads". NULL where a path has no choice. */
     const char *(*level)(void);
@@ -53,8 +54,9 @@ typedef struct {
     int (*forward)(dsv4_run *run, const int64_t *ids, int64_t n, double *logits, dsv4_error *err);
     /* MTP for the same n tokens as the forward call just before: next_ids[i] follows ids[i]. */
     int (*mtp)(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits, dsv4_error *err);
-    /* The same for `count` different runs of one model at once, each with its own tokens; what every
-     * one of them gets is what it would get alone. NULL where a path knows one sequence only. */
+    /* The same for `count` different runs of one model at once, each with its own tokens; what
+     * every one of them gets is what it would get alone. NULL where a path knows one sequence
+     * only. */
     int (*forward_batch)(dsv4_run *const *runs, int64_t count, const int64_t *const *ids,
                          const int64_t *n, double *const *logits, dsv4_error *err);
     int (*mtp_batch)(dsv4_run *const *runs, int64_t count, const int64_t *const *next_ids,
