@@ -25,14 +25,22 @@ LIBS  = $(PKG_LIBS) -ldl -lm -pthread
 # (Before `setup` there may be no compiler to ask.)
 TARGET := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine 2>/dev/null || uname -m)))
 FAST   := $(wildcard fast/*.c) $(if $(filter x86_64,$(TARGET)),$(wildcard fast/x86/*.c))
-%_avx2.o:   ISA = -DFAST_AVX2 -mavx2 -mfma -mf16c
-%_avx512.o: ISA = -DFAST_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
+AVX512 := -DFAST_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
+%_avx2.o:       ISA = -DFAST_AVX2 -mavx2 -mfma -mf16c
+%_avx512.o:     ISA = $(AVX512)
+%_avx512bf16.o: ISA = -mavx512f -mavx512bf16
+# make EMULATE_AMX=1 BUILD=..: the level amx in plain C, on any machine that has AVX-512.
+%_amx.o:        ISA = $(AVX512) -mamx-tile -mamx-bf16 -mamx-int8
+ifneq ($(EMULATE_AMX),)
+FLAGS += -DDSV4_EMULATE_AMX
+endif
 
 MAIN  := host/dsv4.c
 LIB   := $(filter-out $(MAIN),$(wildcard host/*.c)) $(wildcard ref/*.c vectors/museum/*.c) \
          $(FAST)
 GEN   := $(wildcard vectors/gen/*.c)
-AIDS  := $(filter-out tests/test_%.c tests/tool_%.c,$(wildcard tests/*.c))
+AIDS  := $(filter-out tests/test_%.c tests/tool_%.c $(if $(filter x86_64,$(TARGET)),,tests/%_amx.c), \
+                      $(wildcard tests/*.c))
 ONLY  ?= test_*
 TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(filter tests/test_%,$(wildcard tests/$(ONLY).c)))
 TOOLS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/tool_*.c))

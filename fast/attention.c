@@ -69,6 +69,10 @@ static void project(sublayer *s, const double *freq, const float *x)
     const dsv4_compressor *main = &layer->attn.compressor, *keys = &layer->attn.indexer.compressor;
     float *qr = FAST_TAKE(c, float, T * config->q_lora_rank);
     float *a = NULL, *z = NULL, *index_a = NULL, *index_z = NULL;
+    static const dsv4_part part[] = {
+        DSV4_PART_PROJECTIONS, DSV4_PART_PROJECTIONS, DSV4_PART_COMPRESSOR, DSV4_PART_COMPRESSOR,
+        DSV4_PART_INDEXER,     DSV4_PART_INDEXER,     DSV4_PART_INDEXER};
+    static const dsv4_part part_of_query[] = {DSV4_PART_PROJECTIONS, DSV4_PART_INDEXER};
     fast_linear_job jobs[8];
     int count = 0;
 
@@ -87,15 +91,17 @@ static void project(sublayer *s, const double *freq, const float *x)
         jobs[count++] = job(FAST_MAP, &keys->wgate, x, T, index_z);
         jobs[count++] = job(FAST_LINEAR, &layer->attn.indexer.weights_proj, x, T, s->w);
     }
-    fast_linear_jobs(c, jobs, count);
+    fast_linear_parts(c, jobs, part, count);
 
+    fast_enter(c, DSV4_PART_PROJECTIONS);
     fast_rmsnorm(c, &layer->attn.q_norm, qr, T, qr);
     count = 0;
     jobs[count++] = job(FAST_LINEAR, &layer->attn.wq_b, qr, T, s->q);
     if (indexed)
         jobs[count++] = job(FAST_LINEAR, &layer->attn.indexer.wq_b, qr, T, s->iq);
-    fast_linear_jobs(c, jobs, count);
+    fast_linear_parts(c, jobs, part_of_query, count);
 
+    fast_enter(c, DSV4_PART_PROJECTIONS);
     fast_pool_run(c->pool, T, finish_query, s);
     fast_tap(c, s->call, "q", H, d, s->q);
     make_keys(s, T);
@@ -106,11 +112,13 @@ static void project(sublayer *s, const double *freq, const float *x)
     fast_compressor_state **states =
         FAST_TAKE(c, fast_compressor_state *, s->call->segments);
     if (compressed) {
+        fast_enter(c, DSV4_PART_COMPRESSOR);
         for (int64_t i = 0; i < s->call->segments; i++)
             states[i] = &s->state[i]->compressor;
         fast_compress(c, s->call, main, states, freq, a, z);
     }
     if (indexed) {
+        fast_enter(c, DSV4_PART_INDEXER);
         fast_index_query(c, s->angles, T, s->iq);
         fast_tap(c, s->call, "index_q", config->index_n_heads, config->index_head_dim, s->iq);
         for (int64_t i = 0; i < s->call->segments; i++)
@@ -272,7 +280,9 @@ static void attend(const sublayer *s, int64_t first, int64_t rows, int64_t width
     fast_place mark = fast_mark(c->memory);
     int64_t threads = fast_pool_threads(c->pool), H = c->config->num_attention_heads;
     batch b = {.s = s, .first = first, .rows = rows, .width = width};
+    fast_enter(c, s->layer->kind == DSV4_CSA ? DSV4_PART_INDEXER : DSV4_PART_CORE);
     choose(&b);
+    fast_enter(c, DSV4_PART_CORE);
     int64_t in_window = 0; /* the longest window that one of the rows sees */
     for (int64_t row = first; row < first + rows; row++)
         if (s->call->position[row] >= in_window)
@@ -376,6 +386,7 @@ void fast_attention(const fast_context *c, const fast_call *call, const dsv4_lay
         .sink = fast_vector(c, &layer->attn.attn_sink),
     };
     double *freq = FAST_TAKE(c, double, R / 2);
+    fast_enter(c, DSV4_PART_PROJECTIONS);
     fast_rope_frequencies(c, layer->kind != DSV4_SWA, freq);
     fast_rope_angles(c, freq, call->position, T, s.angles);
 
@@ -385,6 +396,7 @@ void fast_attention(const fast_context *c, const fast_call *call, const dsv4_lay
     attend_all(&s);
     fast_tap(c, call, "attn_core", H, d, s.core);
     push_window(&s);
+    fast_enter(c, DSV4_PART_PROJECTIONS);
     fast_attention_output(c, &layer->attn.wo_a, &layer->attn.wo_b, s.angles, s.core, T, y);
     fast_tap(c, call, "attn_out", config->hidden_size, 0, y);
     fast_release(c->memory, mark);

@@ -4,7 +4,8 @@
  * An operator is spec/STEM.md, fast/STEM.c and, where it has kernels, fast/STEM_lanes.h (written
  * once, in vectors of any width), fast/STEM_portable.c, fast/x86/STEM_avx2.c and
  * fast/x86/STEM_avx512.c. The kernels of an instruction set are a row of the table in isa.c, chosen
- * when the program starts.
+ * when the program starts. The level amx is avx512 and, for products of many tokens in RELEASED,
+ * the tiles of fast/x86/linear_amx.c.
  *
  * Activations are binary32 in both contracts. RELEASED: they hold bf16 numbers wherever spec/ says
  * so, and fast_bf16() and its kin are the rounding points. EXACT: nothing is rounded on purpose;
@@ -13,7 +14,7 @@
  * Every result is a function of its row alone: sums run in an order that depends on the widths of
  * the operands, never on how many rows a call has, which of them they are, or on which thread
  * works. So chunks, batches and threads change no bit. Who adds a kernel keeps it that way, or
- * offers it only where c->deterministic is not set.
+ * offers it only where c->deterministic is not set, as the tiles of amx.
  *
  * Letters as in the specification: T rows of this call, D hidden_size, H heads, d head_dim, R
  * qk_rope_head_dim, n hc_mult, W sliding_window, E experts, k chosen experts, I
@@ -30,6 +31,8 @@
 #include "fast/pool.h"
 #include "host/path.h"
 
+typedef struct fast_profile fast_profile;
+
 /* What every operator knows besides its operands. */
 typedef struct {
     const dsv4_config *config;
@@ -40,7 +43,27 @@ typedef struct {
     fast_memory *memory;         /* room for intermediate results */
     dsv4_error *error;           /* the first thing that went wrong; empty while all is well */
     int64_t layer;               /* in progress, for the tap and for messages */
+    fast_profile *profile;       /* where the time goes; NULL: nobody asked */
 } fast_context;
+
+/* ---- profile.c: a stopwatch that is always on one part of the pass ---- */
+
+struct fast_profile {
+    dsv4_profile *sum;
+    int kind;       /* of layer, or DSV4_OUTSIDE */
+    dsv4_part part; /* whose time is running */
+    double since;   /* CLOCK_MONOTONIC, seconds */
+};
+
+fast_profile fast_profile_start(dsv4_profile *sum);
+/* From now on the time is that of `part`, or of that kind of layer. The part so far is returned. */
+dsv4_part fast_profile_switch(fast_profile *profile, dsv4_part part);
+void fast_profile_kind(const fast_context *c, int kind);
+
+static inline dsv4_part fast_enter(const fast_context *c, dsv4_part part)
+{
+    return c->profile == NULL ? DSV4_PART_OTHER : fast_profile_switch(c->profile, part);
+}
 
 /* ---- spec/state.md: state.c ---- */
 
@@ -91,6 +114,9 @@ void fast_entries_push(const fast_context *c, fast_entries *entries, const float
 /* Rows `first` to `first + count - 1` as binary32 -> out [count, head]. */
 void fast_entries_get(const fast_context *c, const fast_entries *entries, int64_t first,
                       int64_t count, float *out);
+
+/* The state of a sequence of `position` tokens, MTP aside, made up of random numbers. */
+void fast_state_fill(const fast_context *c, fast_state *state, int64_t position, uint64_t seed);
 
 /* a, z [c head] of token t join their compressor. */
 void fast_compressor_push(fast_compressor_state *state, int64_t t, const float *a, const float *z);
@@ -170,6 +196,11 @@ typedef struct {
 /* Several products, with all threads at work on all of them at once. Inputs stay as they are:
  * where one must be quantised, a copy is (the same input of several jobs, once). */
 void fast_linear_jobs(const fast_context *c, const fast_linear_job *jobs, int64_t count);
+
+/* The same for jobs of several parts, those of a part side by side: part[i] is that of job i. While
+ * somebody looks at the time, one part comes after the other; otherwise all are done at once. */
+void fast_linear_parts(const fast_context *c, const fast_linear_job *jobs, const dsv4_part *part,
+                       int64_t count);
 
 /* x [T, cols] -> y [T, rows] */
 void fast_linear(const fast_context *c, const dsv4_matrix *w, const float *x, int64_t T, float *y);

@@ -1,32 +1,72 @@
 /* Which instructions the machine has, and the kernels that go with them. */
 #include "fast/kernels.h"
+#include "fast/limits.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
-#define ROW(level) \
-    {#level, &fast_linear_##level, &fast_quant_##level, &fast_rmsnorm_##level, \
+#define ROW(name, level, tiles) \
+    {name, &fast_linear_##level, tiles, &fast_quant_##level, &fast_rmsnorm_##level, \
      &fast_rope_##level, &fast_hadamard_##level, &fast_mhc_##level, &fast_compressor_##level, \
      &fast_indexer_##level, &fast_core_attn_##level, &fast_expert_##level}
 
-static const fast_kernels portable = ROW(portable);
+static const fast_kernels portable = ROW("portable", portable, NULL);
 
 #ifdef __x86_64__
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
-static const fast_kernels avx2 = ROW(avx2), avx512 = ROW(avx512);
+static const fast_kernels avx2 = ROW("avx2", avx2, NULL), avx512 = ROW("avx512", avx512, NULL),
+                          amx = ROW("amx", avx512, &fast_linear_amx);
 
 /* Bits of cpuid, and of the register that says which states the system saves. */
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
 enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* 7: ebx */
 static const unsigned AVX512VL = 1u << 31;
-enum { YMM = 0x06, ZMM = 0xe6 };
+enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };             /* 7: edx */
+enum { YMM = 0x06, ZMM = 0xe6, TILES = 0x60000 };
 
 static unsigned saved_states(void)
 {
     unsigned low, high;
     __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
     return low;
+}
+
+#ifdef DSV4_EMULATE_AMX
+
+static bool tiles_exist(unsigned seven_edx)
+{
+    (void)seven_edx;
+    return true;
+}
+
+#else
+
+/* Linux lets a process use the tile registers, which are large, only if it asks. */
+static bool tiles_granted(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
+}
+
+static bool tiles_exist(unsigned seven_edx)
+{
+    unsigned wanted = AMX_BF16 | AMX_TILE | AMX_INT8;
+    return (seven_edx & wanted) == wanted && (saved_states() & TILES) == TILES && tiles_granted();
+}
+
+#endif
+
+/* Few machines have tiles: what they compute is looked at, once in a process. */
+static bool tiles_work(unsigned seven_edx)
+{
+    static atomic_int known; /* 1: no, 2: yes */
+    if (known == 0)
+        known = tiles_exist(seven_edx) && fast_linear_amx.works() ? 2 : 1;
+    return known == 2;
 }
 
 static int find_levels(const fast_kernels *found[])
@@ -42,12 +82,43 @@ static int find_levels(const fast_kernels *found[])
     if ((states & YMM) != YMM || (one & FMA) == 0 || (one & F16C) == 0 || (seven & AVX2) == 0)
         return count;
     found[count++] = &avx2;
-    if ((states & ZMM) == ZMM && (seven & wanted) == wanted)
-        found[count++] = &avx512;
+    if ((states & ZMM) != ZMM || (seven & wanted) != wanted)
+        return count;
+    found[count++] = &avx512;
+    if (tiles_work(d))
+        found[count++] = &amx;
+    return count;
+}
+
+static int find_limits(const fast_limits *found[])
+{
+    enum { AVX512_BF16 = 1 << 5 }; /* 7, 1: eax */
+    static const fast_limits *const of_level[] = {&fast_limits_portable, &fast_limits_avx2,
+                                                  &fast_limits_avx512};
+    unsigned a, b, c, d;
+    const fast_kernels *levels[4];
+    int count = find_levels(levels);
+    for (int i = 0; i < count && i < 3; i++)
+        found[i] = of_level[i];
+    if (count < 3)
+        return count;
+    count = 3;
+    if (__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & AVX512_BF16) != 0)
+        found[count++] = &fast_limits_avx512bf16;
+#ifndef DSV4_EMULATE_AMX
+    if (__get_cpuid_count(7, 0, &a, &b, &c, &d) && tiles_exist(d))
+        found[count++] = &fast_limits_amx;
+#endif
     return count;
 }
 
 #else
+
+static int find_limits(const fast_limits *found[])
+{
+    found[0] = &fast_limits_portable;
+    return 1;
+}
 
 static int find_levels(const fast_kernels *found[])
 {
@@ -59,8 +130,15 @@ static int find_levels(const fast_kernels *found[])
 
 const fast_kernels *const *fast_levels(int *count)
 {
-    static _Thread_local const fast_kernels *found[3];
+    static _Thread_local const fast_kernels *found[4];
     *count = find_levels(found);
+    return found;
+}
+
+const fast_limits *const *fast_machine_limits(int *count)
+{
+    static _Thread_local const fast_limits *found[5];
+    *count = find_limits(found);
     return found;
 }
 
@@ -69,8 +147,9 @@ const fast_kernels *fast_level(const char *cap, dsv4_error *err)
     static const char *const names[] = {"portable", "avx2", "avx512", "amx"};
     int count, rank = -1;
     const fast_kernels *const *levels = fast_levels(&count);
+    /* The tiles of amx have run on their emulation only, and so wait to be asked for. */
     if (cap == NULL || cap[0] == '\0')
-        return levels[count - 1];
+        return levels[(count < 3 ? count : 3) - 1];
     for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
         if (strcmp(cap, names[i]) == 0)
             rank = i;

@@ -15,6 +15,8 @@ typedef struct {
     bool round;        /* round the output to bf16 */
     const float *x;    /* [T, cols] at x_stride */
     int64_t T, x_stride;
+    const uint16_t *arranged; /* in place of x, for fast_tile_kernels: see there */
+    const int *lowest_bit;
     float *y;          /* [T, rows] at y_stride; column 0 is row `first` of w */
     int64_t y_stride;
     int64_t first;
@@ -30,6 +32,22 @@ typedef struct {
      * is. */
     void (*arrange)(const float *x, int64_t cols, float *out);
 } fast_linear_kernels;
+
+/* The same by instructions that multiply tiles of bf16 numbers, for many tokens. Their order of summing
+ * is not that of fast_linear_kernels: a row's result depends on whether they were used. */
+enum { FAST_TILE = 16 }; /* tokens of a tile */
+typedef struct {
+    /* FAST_TILE rows of x, of which `tokens` are there -> out [arranged_size]. Returns a number for
+     * product: all values are multiples of 2 to that, unless there is one that cannot be used. */
+    int (*arrange)(const float *x, int64_t x_stride, int64_t tokens, int64_t cols, uint16_t *out);
+    int64_t (*arranged_size)(int64_t cols);
+    /* As above, but weights must be rounded to bf16, or be bf16 numbers as stored. arranged: all tiles
+     * of the input, one after another; lowest_bit: what arrange returned for each. False where an operand or
+     * a product is not a normal number: then y is undefined. */
+    bool (*product)(const fast_product *p, int64_t begin, int64_t end, float *scratch);
+    int64_t (*scratch_size)(const fast_product *p);
+    bool (*works)(void); /* a small product is what it should be on this machine */
+} fast_tile_kernels;
 
 typedef struct {
     void (*bf16)(float *x, int64_t count); /* round to bf16, ties to even; NaN stays */
@@ -104,8 +122,9 @@ typedef struct {
 
 /* A level of instructions. */
 typedef struct {
-    const char *name; /* "portable", "avx2", "avx512" */
+    const char *name; /* "portable", "avx2", "avx512", "amx" */
     const fast_linear_kernels *linear;
+    const fast_tile_kernels *tiles; /* NULL in most */
     const fast_quant_kernels *quant;
     const fast_rmsnorm_kernels *rmsnorm;
     const fast_rope_kernels *rope;
@@ -132,6 +151,7 @@ typedef struct {
 FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
+extern const fast_tile_kernels fast_linear_amx; /* what amx adds to avx512 */
 
 /* ---- isa.c ---- */
 
@@ -139,7 +159,7 @@ FAST_LEVEL_KERNELS(avx512)
 const fast_kernels *const *fast_levels(int *count);
 
 /* The best level that the machine has and that is not above `cap`: "portable", "avx2", "avx512" or
- * "amx"; NULL or "": no cap. NULL with a line in `err` where there is no such level. */
+ * "amx"; NULL or "": avx512, until amx has run on a machine that has it. NULL with a line in `err` where there is no such level. */
 const fast_kernels *fast_level(const char *cap, dsv4_error *err);
 
 #endif

@@ -9,6 +9,7 @@ enum {
     LEAST = 1 << 16,      /* multiply-adds of an item, at least: more than handing it out costs */
     FEW_TOKENS = 4,       /* for more, kernels decode weights once for all tokens .. */
     PANEL_ROWS = 24,      /* .. and read all of x for each panel: no fewer rows, if there are */
+    TILED_ROWS = 64,      /* the same where kernels work in tiles */
     LEAST_COPIED = 1 << 15 /* values of x, from which on threads prepare them */
 };
 
@@ -18,11 +19,15 @@ typedef struct {
     int64_t T, x_stride, cols, stride;
     bool quantised, arranged;
     float *values; /* [T, cols] at stride */
+    bool tiled;    /* .. but if so, in tiles: */
+    uint16_t *tiles; /* [tiles of T, arranged_size] */
+    int *lowest_bit; /* [tiles of T] */
 } prepared;
 
 typedef struct {
     fast_product product;
     const fast_linear_job *job;
+    bool tiled;
     int64_t rows_of_item;
     int64_t first_item;
 } task;
@@ -33,14 +38,51 @@ typedef struct {
     int64_t count;
     prepared *inputs;
     int64_t inputs_count;
-    int64_t rows_to_prepare;
+    int64_t items_to_prepare;
     bool *bad;       /* [items]: an output is not finite */
+    bool *left;      /* [items]: tiles could not represent the operands */
     int64_t items;
     float *scratch;  /* [threads, scratch_size] */
     int64_t scratch_size;
 } plan;
 
 /* ---- inputs ---- */
+
+static int64_t tiles_of(int64_t T)
+{
+    return (T + FAST_TILE - 1) / FAST_TILE;
+}
+
+static int64_t items_of(const prepared *input)
+{
+    return input->tiled ? tiles_of(input->T) : input->T;
+}
+
+/* Values of scratch that preparing it takes. */
+static int64_t scratch_of(const prepared *input)
+{
+    return input->tiled ? FAST_TILE * input->cols : input->cols;
+}
+
+/* Tile `tile` of an input. */
+static void prepare_tile(const fast_context *c, const prepared *input, int64_t tile, float *scratch)
+{
+    const fast_tile_kernels *kernels = c->kernels->tiles;
+    int64_t first = tile * FAST_TILE, stride = input->x_stride;
+    int64_t tokens = input->T - first < FAST_TILE ? input->T - first : FAST_TILE;
+    const float *x = input->x + first * stride;
+    if (input->quantised) {
+        for (int64_t t = 0; t < tokens; t++) {
+            float *row = scratch + t * input->cols;
+            memcpy(row, x + t * stride, (size_t)input->cols * sizeof *x);
+            c->kernels->quant->act_quant(row, input->cols, 128); /* linear.quant.1 */
+        }
+        x = scratch;
+        stride = input->cols;
+    }
+    uint16_t *out = input->tiles + tile * kernels->arranged_size(input->cols);
+    input->lowest_bit[tile] = kernels->arrange(x, stride, tokens, input->cols, out);
+}
 
 /* Row `row` of an input, through scratch [cols] where it changes its order. */
 static void prepare_row(const fast_context *c, const prepared *input, int64_t row, float *scratch)
@@ -61,30 +103,47 @@ static void prepare_item(void *context, int64_t item, int worker)
 {
     const plan *all = context;
     const prepared *input = all->inputs;
-    while (item >= input->T)
-        item -= input++->T;
-    prepare_row(all->c, input, item, all->scratch + worker * all->scratch_size);
+    while (item >= items_of(input))
+        item -= items_of(input++);
+    float *scratch = all->scratch + worker * all->scratch_size;
+    if (input->tiled)
+        prepare_tile(all->c, input, item, scratch);
+    else
+        prepare_row(all->c, input, item, scratch);
+}
+
+static void take_prepared(const fast_context *c, prepared *input)
+{
+    if (input->tiled) {
+        int64_t tiles = tiles_of(input->T);
+        int64_t size = c->kernels->tiles->arranged_size(input->cols);
+        input->tiles = FAST_TAKE(c, uint16_t, tiles * size);
+        input->lowest_bit = FAST_TAKE(c, int, tiles);
+    } else {
+        input->stride = input->cols + 16; /* rows in different cache sets */
+        input->values = FAST_TAKE(c, float, input->T * input->stride);
+    }
 }
 
 /* What a job's input has to become; NULL where it stays as it is. */
-static const prepared *input_of(plan *all, const fast_linear_job *job)
+static const prepared *input_of(plan *all, const fast_linear_job *job, bool tiled)
 {
     const fast_context *c = all->c;
     prepared wanted = {.x = job->x, .T = job->T, .x_stride = job->x_stride, .cols = job->w->cols};
     wanted.quantised = c->released && job->kind == FAST_LINEAR && job->w->scale != NULL;
-    wanted.arranged = job->w->dtype == DSV4_I8 && c->kernels->linear->arrange != NULL;
-    if (!wanted.quantised && !wanted.arranged)
+    wanted.tiled = tiled;
+    wanted.arranged = !tiled && job->w->dtype == DSV4_I8 && c->kernels->linear->arrange != NULL;
+    if (!wanted.quantised && !wanted.arranged && !wanted.tiled)
         return NULL;
     for (int64_t i = all->inputs_count; i-- > 0;) {
         const prepared *have = &all->inputs[i];
         if (have->x == wanted.x && have->T == wanted.T && have->x_stride == wanted.x_stride &&
             have->cols == wanted.cols && have->quantised == wanted.quantised &&
-            have->arranged == wanted.arranged)
+            have->arranged == wanted.arranged && have->tiled == wanted.tiled)
             return have;
     }
-    wanted.stride = wanted.cols + 16; /* rows in different cache sets */
-    wanted.values = FAST_TAKE(c, float, wanted.T * wanted.stride);
-    all->rows_to_prepare += wanted.T;
+    take_prepared(c, &wanted);
+    all->items_to_prepare += items_of(&wanted);
     all->inputs[all->inputs_count] = wanted;
     return &all->inputs[all->inputs_count++];
 }
@@ -95,18 +154,28 @@ static void prepare_inputs(plan *all)
     for (int64_t i = 0; i < all->inputs_count; i++)
         values += all->inputs[i].T * all->inputs[i].cols;
     if (values >= LEAST_COPIED)
-        fast_pool_run(all->c->pool, all->rows_to_prepare, prepare_item, all);
+        fast_pool_run(all->c->pool, all->items_to_prepare, prepare_item, all);
     else
-        for (int64_t i = 0; i < all->rows_to_prepare; i++)
+        for (int64_t i = 0; i < all->items_to_prepare; i++)
             prepare_item(all, i, 0);
 }
 
 /* ---- products ---- */
 
-static fast_product product_of(plan *all, const fast_linear_job *job)
+/* Whether tiles may be able to represent the operands: inputs are bf16 numbers in RELEASED, and so
+ * are weights that are rounded or have codes. Whether all of them are normal numbers is seen later. */
+static bool suits_tiles(const fast_context *c, const fast_linear_job *job)
+{
+    dsv4_dtype dtype = job->w->dtype;
+    bool exact = job->kind != FAST_MAP || (dtype != DSV4_F32 && dtype != DSV4_F16);
+    return c->kernels->tiles != NULL && c->released && !c->deterministic && exact &&
+           job->T > FEW_TOKENS;
+}
+
+static fast_product product_of(plan *all, const fast_linear_job *job, bool tiled)
 {
     const bool released = all->c->released;
-    const prepared *input = input_of(all, job);
+    const prepared *input = input_of(all, job, tiled);
     return (fast_product){
         .w = job->w,
         /* linear.plain.1, linear.grouped.2 */
@@ -115,16 +184,19 @@ static fast_product product_of(plan *all, const fast_linear_job *job)
         .round = released && job->kind != FAST_MAP, /* linear.round.1, linear.f32.1 */
         .x = input != NULL ? input->values : job->x,
         .x_stride = input != NULL ? input->stride : job->x_stride,
+        .arranged = input != NULL ? input->tiles : NULL,
+        .lowest_bit = input != NULL ? input->lowest_bit : NULL,
         .T = job->T,
         .y = job->y,
         .y_stride = job->y_stride,
         .first = job->first};
 }
 
-static void multiply(void *context, int64_t item, int worker)
+/* The task that an item belongs to, and its rows. */
+typedef struct { const task *task; int64_t begin, end; } part;
+
+static part part_of(const plan *all, int64_t item)
 {
-    const plan *all = context;
-    const task *found = all->tasks;
     int64_t low = 0, high = all->count; /* the last task whose first_item is not above item */
     while (high - low > 1) {
         int64_t middle = (low + high) / 2;
@@ -133,25 +205,39 @@ static void multiply(void *context, int64_t item, int worker)
         else
             high = middle;
     }
-    found += low;
-    const fast_product *p = &found->product;
-    int64_t begin = p->first + (item - found->first_item) * found->rows_of_item;
-    int64_t end = p->first + found->job->rows;
-    end = end - begin > found->rows_of_item ? begin + found->rows_of_item : end;
-    all->c->kernels->linear->product(p, begin, end, all->scratch + worker * all->scratch_size);
+    const task *found = all->tasks + low;
+    int64_t begin = found->job->first + (item - found->first_item) * found->rows_of_item;
+    int64_t end = found->job->first + found->job->rows;
+    return (part){found, begin,
+                  end - begin > found->rows_of_item ? begin + found->rows_of_item : end};
+}
+
+static void multiply(void *context, int64_t item, int worker)
+{
+    const plan *all = context;
+    const part here = part_of(all, item);
+    const fast_product *p = &here.task->product;
+    const int64_t begin = here.begin, end = here.end;
+    float *scratch = all->scratch + worker * all->scratch_size;
+    if (here.task->tiled)
+        all->left[item] = !all->c->kernels->tiles->product(p, begin, end, scratch);
+    else
+        all->c->kernels->linear->product(p, begin, end, scratch);
     bool finite = true;
-    for (int64_t t = 0; t < p->T && finite; t++)
+    for (int64_t t = 0; t < p->T && finite && !all->left[item]; t++)
         finite = all->c->kernels->quant->finite(p->y + t * p->y_stride + begin - p->first,
                                                 end - begin);
     all->bad[item] = !finite;
 }
 
-/* Items of about equal work, `share` multiply-adds. Rows come in fours, as kernels like them. */
-static int64_t rows_of_item(const plan *all, const fast_linear_job *job, int64_t share)
+/* Items of about equal work, `share` multiply-adds. Rows come in numbers that kernels like. */
+static int64_t rows_of_item(const plan *all, const fast_linear_job *job, bool tiled, int64_t share)
 {
     int64_t threads = fast_pool_threads(all->c->pool);
     int64_t work = job->w->cols * job->T; /* of a row */
     int64_t rows = work > 0 ? share / work : job->rows;
+    if (tiled)
+        return rows < TILED_ROWS ? TILED_ROWS : rows / TILED_ROWS * TILED_ROWS;
     if (job->T > FEW_TOKENS && rows < PANEL_ROWS) {
         int64_t even = (job->rows + threads - 1) / threads;
         rows = even < PANEL_ROWS ? even : PANEL_ROWS;
@@ -172,7 +258,7 @@ static void divide(plan *all)
         share = LEAST;
     for (int64_t i = 0; i < all->count; i++) {
         task *each = &all->tasks[i];
-        each->rows_of_item = rows_of_item(all, each->job, share);
+        each->rows_of_item = rows_of_item(all, each->job, each->tiled, share);
         each->first_item = all->items;
         all->items += (each->job->rows + each->rows_of_item - 1) / each->rows_of_item;
     }
@@ -196,17 +282,36 @@ static void take_scratch(plan *all)
 {
     const fast_context *c = all->c;
     for (int64_t i = 0; i < all->inputs_count; i++)
-        if (all->inputs[i].cols > all->scratch_size)
-            all->scratch_size = all->inputs[i].cols;
+        if (scratch_of(&all->inputs[i]) > all->scratch_size)
+            all->scratch_size = scratch_of(&all->inputs[i]);
     for (int64_t i = 0; i < all->count; i++) {
-        int64_t size = c->kernels->linear->scratch_size(&all->tasks[i].product);
+        const task *each = &all->tasks[i];
+        int64_t size = each->tiled ? c->kernels->tiles->scratch_size(&each->product)
+                                   : c->kernels->linear->scratch_size(&each->product);
         all->scratch_size = size > all->scratch_size ? size : all->scratch_size;
     }
     all->scratch_size = (all->scratch_size + 15) / 16 * 16; /* threads share no cache line */
     all->scratch = FAST_TAKE(c, float, fast_pool_threads(c->pool) * all->scratch_size);
 }
 
-void fast_linear_jobs(const fast_context *c, const fast_linear_job *jobs, int64_t count)
+/* The items that are left, as jobs; returns how many. */
+static int64_t jobs_left(const plan *all, fast_linear_job *jobs)
+{
+    int64_t count = 0;
+    for (int64_t item = 0; item < all->items; item++) {
+        if (!all->left[item])
+            continue;
+        const part here = part_of(all, item);
+        fast_linear_job *job = &jobs[count++];
+        *job = *here.task->job;
+        job->y += here.begin - job->first;
+        job->first = here.begin;
+        job->rows = here.end - here.begin;
+    }
+    return count;
+}
+
+static void run_jobs(const fast_context *c, const fast_linear_job *jobs, int64_t count, bool tiles)
 {
     fast_place mark = fast_mark(c->memory);
     plan all = {.c = c,
@@ -215,15 +320,28 @@ void fast_linear_jobs(const fast_context *c, const fast_linear_job *jobs, int64_
     for (int64_t i = 0; i < count; i++) {
         if (jobs[i].T == 0 || jobs[i].rows == 0)
             continue;
-        all.tasks[all.count++] = (task){.product = product_of(&all, &jobs[i]), .job = &jobs[i]};
+        bool tiled = tiles && suits_tiles(c, &jobs[i]);
+        all.tasks[all.count++] = (task){.product = product_of(&all, &jobs[i], tiled),
+                                        .job = &jobs[i], .tiled = tiled};
     }
     divide(&all);
     take_scratch(&all);
     all.bad = FAST_TAKE(c, bool, all.items);
+    all.left = FAST_TAKE(c, bool, all.items);
+    memset(all.left, 0, (size_t)all.items);
     prepare_inputs(&all);
     fast_pool_run(c->pool, all.items, multiply, &all);
+    fast_linear_job *left = FAST_TAKE(c, fast_linear_job, all.items);
+    int64_t left_count = jobs_left(&all, left);
+    if (left_count > 0)
+        run_jobs(c, left, left_count, false);
     report_bad(&all);
     fast_release(c->memory, mark);
+}
+
+void fast_linear_jobs(const fast_context *c, const fast_linear_job *jobs, int64_t count)
+{
+    run_jobs(c, jobs, count, true);
 }
 
 /* ---- single products ---- */

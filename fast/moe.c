@@ -128,6 +128,7 @@ void fast_moe(const fast_context *c, const fast_call *call, const dsv4_layer *la
     fast_place mark = fast_mark(c->memory);
     float *s = FAST_TAKE(c, float, T * E), *weight = FAST_TAKE(c, float, T * k);
     int64_t *chosen = FAST_TAKE(c, int64_t, T * k);
+    fast_enter(c, DSV4_PART_ROUTER);
     fast_gate_scores(c, layer, x, T, s);
     fast_gate_choose(c, layer, s, ids, T, chosen);
     /* The tap may put other experts in place; they are weighed by the scores found here. */
@@ -138,6 +139,7 @@ void fast_moe(const fast_context *c, const fast_call *call, const dsv4_layer *la
     }
     fast_gate_weigh(c, s, chosen, T, weight);
     fast_tap(c, call, "route_weight", k, 0, weight);
+    fast_enter(c, DSV4_PART_EXPERTS);
     for (int64_t t = 0; t < T; t += SLAB)
         mix(c, layer, chosen + t * k, weight + t * k, x + t * D, T - t < SLAB ? T - t : SLAB,
             y + t * D);

@@ -154,6 +154,7 @@ struct dsv4_run {
     fast_state *state;
     float *h; /* [h_tokens, n, D]: the streams of the last forward call, for MTP; else NULL */
     int64_t h_tokens;
+    dsv4_profile *profile; /* where times are added; or NULL */
 };
 
 const fast_state *fast_run_state(const dsv4_run *run)
@@ -194,6 +195,24 @@ static void close_run(dsv4_run *run)
     fast_state_free(run->state);
     free(run->h);
     free(run);
+}
+
+static void profile_run(dsv4_run *run, dsv4_profile *profile)
+{
+    run->profile = profile;
+}
+
+static int fill(dsv4_run *run, int64_t position, uint64_t seed, dsv4_error *err)
+{
+    if (position < 0 || position > run->state->max_tokens)
+        return dsv4_fail(err, "a state of %lld tokens in a run of at most %lld",
+                         (long long)position, (long long)run->state->max_tokens);
+    const fast_context c = {.config = &run->model->config, .released = run->released,
+                            .kernels = engine.kernels, .pool = engine.pool,
+                            .memory = engine.memory, .error = err};
+    fast_state_fill(&c, run->state, position, seed);
+    run->h_tokens = 0;
+    return err->text[0] == '\0' ? 0 : -1;
 }
 
 /* `first` is the place in the sequence of the token ids[0]. */
@@ -276,6 +295,7 @@ static void make_logits(const work *w, const slab *s, int64_t i, const float *h)
     for (int64_t row = 0, rows; row < segment->rows; row += rows) {
         rows = segment->rows - row < most ? segment->rows - row : most;
         fast_place mark = fast_mark(c->memory);
+        fast_enter(c, DSV4_PART_HEAD);
         float *logits = FAST_TAKE(c, float, rows * V);
         fast_head(c, w->mtp ? &model->mtp->hc_head : &model->hc_head,
                   w->mtp ? &model->mtp->norm : &model->norm, &model->head, h + row * nD, rows,
@@ -285,6 +305,7 @@ static void make_logits(const work *w, const slab *s, int64_t i, const float *h)
         double *out = w->logits[s->of[i]] + (s->done[i] + row) * V;
         for (int64_t j = 0; j < rows * V; j++)
             out[j] = logits[j];
+        fast_enter(c, DSV4_PART_OTHER);
         fast_release(c->memory, mark);
     }
 }
@@ -325,6 +346,11 @@ static int compute(work *w, dsv4_error *err)
     w->c = (fast_context){.config = &first->model->config, .released = first->released,
                           .deterministic = engine.deterministic, .kernels = engine.kernels,
                           .pool = engine.pool, .memory = engine.memory, .error = err};
+    fast_profile profile;
+    if (first->profile != NULL) {
+        profile = fast_profile_start(first->profile);
+        w->c.profile = &profile;
+    }
     int64_t *done = dsv4_alloc((size_t)w->count, sizeof *done);
     for (bool more = true; more && err->text[0] == '\0';) {
         fast_place mark = fast_mark(engine.memory);
@@ -335,6 +361,7 @@ static int compute(work *w, dsv4_error *err)
         fast_release(engine.memory, mark);
     }
     free(done);
+    fast_enter(&w->c, DSV4_PART_OTHER); /* the last part ends here */
     return err->text[0] == '\0' ? 0 : -1;
 }
 
@@ -408,6 +435,6 @@ static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits
 
 const dsv4_path dsv4_path_fast = {
     .name = "fast", .configure = configure, .level = level, .open = open_run, .forward = forward,
-    .mtp = mtp, .forward_batch = forward_batch, .mtp_batch = mtp_batch, .close = close_run,
-    .state_bytes = state_bytes, .answer = fast_answer,
+    .mtp = mtp, .forward_batch = forward_batch, .mtp_batch = mtp_batch, .profile = profile_run,
+    .fill = fill, .close = close_run, .state_bytes = state_bytes, .answer = fast_answer,
 };

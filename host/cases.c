@@ -1340,15 +1340,27 @@ static int check_tolerances(const dsv4_case *c, dsv4_error *err)
     return 0;
 }
 
+static int check_inputs(const dsv4_case *c, symbols *s, dsv4_error *err)
+{
+    if (check_texts(c, err) != 0 || check_params(c, err) != 0)
+        return -1;
+    learn_params(c, s);
+    if (check_arrays(c, c->op->in, "in", c->in, c->ins, s, err) != 0 ||
+        check_sizes(c, s, err) != 0 || check_quantised_widths(c, err) != 0)
+        return -1;
+    return check_contents(c, "in", c->in, c->ins, s, err);
+}
+
+int dsv4_case_check_inputs(const dsv4_case *c, dsv4_error *err)
+{
+    symbols s = {.count = 0};
+    return check_inputs(c, &s, err);
+}
+
 int dsv4_case_check(const dsv4_case *c, dsv4_error *err)
 {
     symbols s = {.count = 0};
-    if (check_texts(c, err) != 0 || check_params(c, err) != 0)
-        return -1;
-    learn_params(c, &s);
-    if (check_arrays(c, c->op->in, "in", c->in, c->ins, &s, err) != 0 ||
-        check_sizes(c, &s, err) != 0 || check_quantised_widths(c, err) != 0 ||
-        check_contents(c, "in", c->in, c->ins, &s, err) != 0 || learn_outputs(c, &s, err) != 0 ||
+    if (check_inputs(c, &s, err) != 0 || learn_outputs(c, &s, err) != 0 ||
         check_arrays(c, c->op->out, "out", c->out, c->outs, &s, err) != 0 ||
         check_contents(c, "out", c->out, c->outs, &s, err) != 0)
         return -1;

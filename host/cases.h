@@ -105,6 +105,8 @@ void dsv4_schedule_free(dsv4_schedule *schedule);
 
 /* Checks a case against its operator's table: slots, dims, parameters. */
 int dsv4_case_check(const dsv4_case *c, dsv4_error *err);
+/* The same without outputs, of which the case may have none. */
+int dsv4_case_check_inputs(const dsv4_case *c, dsv4_error *err);
 
 /* The bytes of recipe "splitmix64": byte i is byte i mod 8 (low first) of the output of
  * splitmix64 for counter i / 8: x = seed + (i / 8 + 1) 0x9e3779b97f4a7c15, then its finaliser. A

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "bench.h"
 #include "diff.h"
 #include "inspect.h"
 #include "logits.h"
@@ -22,6 +23,7 @@ static const struct {
     {"inspect", "dsv4 inspect", dsv4_inspect_main, "check a checkpoint against its configuration"},
     {"synth", "dsv4 synth", dsv4_synth_main, "write a checkpoint of random weights"},
     {"verify", "dsv4 verify", dsv4_verify_main, "judge an engine's operators with golden vectors"},
+    {"bench", "dsv4 bench", dsv4_bench_main, "measure speed, and how near it is to the machine's limits"},
 };
 
 static const size_t command_count = sizeof commands / sizeof *commands;

@@ -30,6 +30,28 @@ typedef struct {
 
 typedef struct dsv4_run dsv4_run; /* one sequence on one path: weights by reference, and its state */
 
+/* What the time of a forward pass is spent on. */
+typedef enum {
+    DSV4_PART_OTHER,       /* what is none of the others: operands copied and converted */
+    DSV4_PART_EMBED,
+    DSV4_PART_PROJECTIONS, /* attention: q, kv and output, with their norms and rotations */
+    DSV4_PART_COMPRESSOR,
+    DSV4_PART_INDEXER,     /* with its compressor, and the selection */
+    DSV4_PART_CORE,        /* core attention */
+    DSV4_PART_ROUTER,
+    DSV4_PART_EXPERTS,     /* the shared one included */
+    DSV4_PART_MHC,         /* with the norms of the sublayers */
+    DSV4_PART_HEAD,
+    DSV4_PARTS
+} dsv4_part;
+
+/* "attention projections" and so on. */
+const char *dsv4_part_name(dsv4_part part);
+
+/* By kind of layer (dsv4_layer_kind) and, last, outside the layers. */
+enum { DSV4_OUTSIDE = DSV4_HCA + 1, DSV4_PROFILE_KINDS };
+typedef struct { double seconds[DSV4_PROFILE_KINDS][DSV4_PARTS]; } dsv4_profile;
+
 /* How a path computes. Zeros ask for what is best on this machine. */
 typedef struct {
     int threads;        /* 0: as many as processors */
@@ -61,11 +83,19 @@ typedef struct {
                          const int64_t *n, double *const *logits, dsv4_error *err);
     int (*mtp_batch)(dsv4_run *const *runs, int64_t count, const int64_t *const *next_ids,
                      const int64_t *n, double *const *logits, dsv4_error *err);
+    /* What follows in this run adds its times to `profile`, until NULL ends it; no result changes by
+     * a bit. Of a batch, the first run's counts. NULL where a path does not know its parts. */
+    void (*profile)(dsv4_run *run, dsv4_profile *profile);
+    /* Makes the state of a run, MTP aside, as large as that after `position` tokens, with contents
+     * that are random numbers of the usual size: for timing what comes next. The same seed gives the
+     * same. -1 where the run has no room. NULL where a path cannot. */
+    int (*fill)(dsv4_run *run, int64_t position, uint64_t seed, dsv4_error *err);
     void (*close)(dsv4_run *run);
     /* The state of a sequence of so many tokens, MTP aside, when it is full; NULL: not known, and
      * nothing that this path would be chosen for. */
     int64_t (*state_bytes)(const dsv4_config *config, dsv4_numerics numerics, int64_t tokens);
-    /* One operator, of a golden case (host/cases.h). The context is not used. */
+    /* One operator, of a golden case (host/cases.h). The context is NULL, or a double: a path that
+     * can adds to it the seconds that the operator took, without the conversion of its operands. */
     dsv4_answer_function *answer;
 } dsv4_path;
 

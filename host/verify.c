@@ -408,8 +408,7 @@ static bool is_directory(const char *path)
     return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
 }
 
-/* Where the vectors are: as told, in the environment, here, or beside the program. To be freed. */
-static char *find_vectors(const char *told, dsv4_error *err)
+char *dsv4_vectors_directory(const char *told, dsv4_error *err)
 {
     const char *environment = getenv("DSV4_VECTORS");
     if (told == NULL && environment != NULL && environment[0] != '\0')
@@ -497,7 +496,7 @@ static int run(const verify_arguments *arguments, const dsv4_verify_options *opt
 
 static int run_with_vectors(const verify_arguments *arguments, dsv4_error *err)
 {
-    char *vectors = find_vectors(arguments->vectors, err);
+    char *vectors = dsv4_vectors_directory(arguments->vectors, err);
     if (vectors == NULL)
         return -1;
     size_t count = argz_count(arguments->patterns, arguments->patterns_size);

@@ -107,6 +107,61 @@ static int mtp(dsv4_run *run, const int64_t *next_ids, int64_t n, double *logits
            ref_check_finite(&run->context, "mtp_logits", position, V, logits, n * V) ? 0 : -1;
 }
 
+/* splitmix64: uniform in [-sqrt 3, sqrt 3), so that the mean square is 1, as after a norm. */
+static void draw(uint64_t *seed, int64_t count, double *x)
+{
+    for (int64_t i = 0; i < count; i++) {
+        uint64_t bits = *seed += 0x9e3779b97f4a7c15;
+        bits = (bits ^ bits >> 30) * 0xbf58476d1ce4e5b9;
+        bits = (bits ^ bits >> 27) * 0x94d049bb133111eb;
+        bits ^= bits >> 31;
+        x[i] = ((double)(bits >> 11) * 0x1p-52 - 1) * 1.7320508075688772;
+    }
+}
+
+/* Entries as they would be left by QDQ. */
+static void fill_entries(const ref_context *c, double *entries, int64_t count, int64_t head,
+                         bool index, uint64_t *seed)
+{
+    draw(seed, count * head, entries);
+    ref_bf16_all(c, entries, count * head);
+    for (int64_t i = 0; i < count && index; i++)
+        ref_qdq_index(c, entries + i * head);
+    for (int64_t i = 0; i < count && !index; i++)
+        ref_qdq_kv(c, entries + i * head);
+}
+
+static void fill_compressor(const ref_context *c, ref_compressor_state *state, int64_t position,
+                            uint64_t *seed)
+{
+    if (state->head == 0)
+        return;
+    int64_t items = state->halves * state->ratio * state->halves * state->head;
+    draw(seed, items, state->a);
+    draw(seed, items, state->z);
+    state->count = position / state->ratio;
+    fill_entries(c, state->entries, state->count, state->head, state->index, seed);
+}
+
+static int fill(dsv4_run *run, int64_t position, uint64_t seed, dsv4_error *err)
+{
+    const dsv4_config *config = run->context.config;
+    int64_t W = config->sliding_window;
+    if (position < 0 || position > run->state->max_tokens)
+        return dsv4_fail(err, "a state of %lld tokens in a run of at most %lld",
+                         (long long)position, (long long)run->state->max_tokens);
+    for (int64_t i = 0; i < run->state->layers; i++) {
+        ref_layer_state *layer = &run->state->layer[i];
+        fill_entries(&run->context, layer->window, position < W ? position : W, config->head_dim,
+                     false, &seed);
+        fill_compressor(&run->context, &layer->compressor, position, &seed);
+        fill_compressor(&run->context, &layer->index, position, &seed);
+    }
+    run->state->position = position;
+    run->h_tokens = 0;
+    return 0;
+}
+
 static void close_run(dsv4_run *run)
 {
     if (run == NULL)
@@ -117,4 +172,4 @@ static void close_run(dsv4_run *run)
 }
 
 const dsv4_path dsv4_path_ref = {.name = "ref", .open = open_run, .forward = forward, .mtp = mtp,
-                                 .close = close_run, .answer = ref_answer};
+                                 .fill = fill, .close = close_run, .answer = ref_answer};

@@ -1,0 +1,474 @@
+/* Products of many tokens with stored weights, by tile instructions: bf16 numbers times bf16 numbers,
+ * summed in binary32. E4M3 and E2M1 codes times powers of two are bf16 numbers, so all products are
+ * exact, as long as no operand, product or sum is subnormal: the instructions take such for zero.
+ *
+ * A left operand is 16 rows of weights, decoded row by row as they are stored; a right one is 16
+ * tokens, arranged once for all rows. So no weight ever has to change its place; of the results,
+ * which are few, rows and columns are exchanged.
+ *
+ * One output is summed in one order wherever it stands: 32 channels after 32, in the order of the
+ * instruction within. Zeros fill up tiles. */
+#include <immintrin.h>
+#include <limits.h>
+#include <string.h>
+
+#include "fast/kernels.h"
+#include "fast/x86/tiles.h"
+
+enum {
+    DEPTH = 32,             /* channels of a tile */
+    BLOCK = TILE_ROWS * DEPTH,
+    ROWS = 4 * TILE_ROWS,   /* of weights, at least, that are decoded at a time */
+    PANEL = 1 << 19,        /* decoded weights that are kept, if they are more: 1 MB */
+    STAGGER = DEPTH,        /* between decoded rows: they fall into different cache sets */
+    UNUSABLE = INT_MIN,     /* the lowest bit of numbers some of which are no good */
+    NO_BIT = 1 << 16        /* .. or all of which are 0 */
+};
+
+static int64_t blocks(int64_t cols)
+{
+    return (cols + DEPTH - 1) / DEPTH;
+}
+
+/* ---- bf16 numbers ---- */
+
+/* The magnitudes of numbers that have been seen: the largest, and the smallest but for 0, less 1. */
+typedef struct { __m512i largest, smallest; } seen;
+
+static inline seen seen_none(void)
+{
+    return (seen){_mm512_setzero_si512(), _mm512_set1_epi16(-1)};
+}
+
+static inline void see(seen *s, __m512i numbers)
+{
+    __m512i magnitude = _mm512_and_si512(numbers, _mm512_set1_epi16(0x7fff));
+    s->largest = _mm512_max_epu16(s->largest, magnitude);
+    s->smallest = _mm512_min_epu16(s->smallest, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));
+}
+
+/* All numbers that have been seen are multiples of 2 to this. */
+static int lowest_bit(const seen *s)
+{
+    enum { INFINITE = 0x7f80, LEAST_NORMAL = 0x0080 };
+    uint16_t large[DEPTH], small[DEPTH], largest = 0, smallest = 0xffff;
+    memcpy(large, &s->largest, sizeof large);
+    memcpy(small, &s->smallest, sizeof small);
+    for (int i = 0; i < DEPTH; i++) {
+        largest = large[i] > largest ? large[i] : largest;
+        smallest = small[i] < smallest ? small[i] : smallest;
+    }
+    if (smallest == 0xffff)
+        return NO_BIT;
+    if (largest >= INFINITE || smallest + 1 < LEAST_NORMAL)
+        return UNUSABLE;
+    return (smallest + 1) / 0x80 - 127 - 7;
+}
+
+/* The first `count` of places, if not all. */
+static inline __mmask32 first_of(int64_t count)
+{
+    return count >= 32 ? 0xffffffffu : (1u << count) - 1;
+}
+
+static inline __m512i upper_halves(__m512i low, __m512i high)
+{
+    const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35,
+                                         33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3,
+                                         1);
+    return _mm512_permutex2var_epi16(low, odd, high);
+}
+
+static inline __m512i load_floats(const void *p, __mmask32 mask, int half)
+{
+    return _mm512_maskz_loadu_epi32((__mmask16)(mask >> 16 * half), (const char *)p + 64 * half);
+}
+
+/* Binary32 to bf16, ties to even, in place. A NaN stays one, or becomes infinite. */
+static inline __m512i round_up(__m512i bits)
+{
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+    __mmask16 nan = _mm512_cmpgt_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(INT_MAX)),
+                                            _mm512_set1_epi32(0x7f800000));
+    return _mm512_mask_mov_epi32(sum, nan, bits);
+}
+
+/* ---- rows and columns ---- */
+
+static inline void exchange(__m512i v[16])
+{
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i last = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
+                                           31);
+    /* Each round moves one bit of a row's number into the column's. */
+#pragma GCC unroll 4
+    for (int round = 0; round < 4; round++) {
+        __m512i next[16];
+#pragma GCC unroll 8
+        for (int i = 0; i < 8; i++) {
+            next[2 * i] = _mm512_permutex2var_epi32(v[i], first, v[i + 8]);
+            next[2 * i + 1] = _mm512_permutex2var_epi32(v[i], last, v[i + 8]);
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++)
+            v[i] = next[i];
+    }
+}
+
+/* ---- inputs ---- */
+
+static int64_t arranged_size(int64_t cols)
+{
+    return blocks(cols) * BLOCK;
+}
+
+static int arrange(const float *x, int64_t x_stride, int64_t tokens, int64_t cols, uint16_t *out)
+{
+    seen all = seen_none();
+    __m512i lost = _mm512_setzero_si512();
+    for (int64_t k = 0; k < cols; k += DEPTH, out += BLOCK) {
+        __mmask32 mask = first_of(cols - k);
+        __m512i v[16];
+        for (int t = 0; t < TILE_ROWS; t++) {
+            v[t] = _mm512_setzero_si512();
+            if (t >= tokens)
+                continue;
+            __m512i low = load_floats(x + t * x_stride + k, mask, 0);
+            __m512i high = load_floats(x + t * x_stride + k, mask, 1);
+            lost = _mm512_or_si512(lost, _mm512_or_si512(low, high));
+            v[t] = upper_halves(low, high);
+            see(&all, v[t]);
+        }
+        exchange(v);
+        for (int i = 0; i < TILE_ROWS; i++)
+            _mm512_storeu_si512(out + i * DEPTH, v[i]);
+    }
+    bool exact = _mm512_test_epi32_mask(lost, _mm512_set1_epi32(0xffff)) == 0;
+    return exact ? lowest_bit(&all) : UNUSABLE;
+}
+
+/* ---- weights ---- */
+
+static int64_t panel_stride(const dsv4_matrix *w)
+{
+    return blocks(w->cols) * DEPTH + STAGGER;
+}
+
+static int64_t panel_rows(const dsv4_matrix *w)
+{
+    int64_t most = (w->rows + ROWS - 1) / ROWS, rows = PANEL / panel_stride(w) / ROWS;
+    rows = rows > most ? most : rows;
+    return ROWS * (rows > 1 ? rows : 1);
+}
+
+/* The scales of a row; false where one is out of [low, high], so that codes times it may not be
+ * normal numbers. */
+static bool scales_within(const uint8_t *scales, int64_t count, int low, int high, int *least)
+{
+    __m512i small = _mm512_set1_epi8(-1), large = _mm512_setzero_si512();
+    uint8_t smallest[64], largest[64];
+    for (int64_t i = 0; i < count; i += 64) {
+        __mmask64 mask = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
+        __m512i some = _mm512_maskz_loadu_epi8(mask, scales + i);
+        small = _mm512_mask_min_epu8(small, mask, small, some);
+        large = _mm512_max_epu8(large, some);
+    }
+    _mm512_storeu_si512(smallest, small);
+    _mm512_storeu_si512(largest, large);
+    *least = 255;
+    int most = 0;
+    for (int i = 0; i < 64; i++) {
+        *least = smallest[i] < *least ? smallest[i] : *least;
+        most = largest[i] > most ? largest[i] : most;
+    }
+    return *least >= low && most <= high;
+}
+
+/* Decoders of a row -> out, filled up with zeros to whole blocks; they return its lowest bit. */
+
+/* Adds a scale's exponent to each of a table's numbers but for 0: quant.e8m0.1. */
+static inline __m512i scaled(__m512i table, __mmask32 numbers, __m512i exponent)
+{
+    return _mm512_mask_add_epi16(table, numbers, table, exponent);
+}
+
+/* quant.e2m1.1, quant.fp4.1. Of an index only 5 bits count; the fifth is of the byte's other code, so
+ * the table stands there twice. */
+static int decode_fp4(const dsv4_matrix *w, int64_t row, uint16_t *out)
+{
+    static const uint16_t codes[DEPTH] = { /* with a scale of 2^0, which stands for 2^-127 */
+        0,      0xff80, 0,      0x0040, 0x0080, 0x00c0, 0x0100, 0x0140,
+        0x8000, 0x7f80, 0x8000, 0x8040, 0x8080, 0x80c0, 0x8100, 0x8140,
+        0,      0xff80, 0,      0x0040, 0x0080, 0x00c0, 0x0100, 0x0140,
+        0x8000, 0x7f80, 0x8000, 0x8040, 0x8080, 0x80c0, 0x8100, 0x8140};
+    const __m512i table = _mm512_loadu_si512(codes);
+    const int64_t count = w->cols / DEPTH;
+    const unsigned char *data = (const unsigned char *)w->data + row * (w->cols / 2);
+    const uint8_t *scales = w->scale + row * count;
+    int least;
+    if (!scales_within(scales, count, 2, 252, &least))
+        return UNUSABLE;
+    for (int64_t i = 0; i < count; i += 16) {
+        int some = count - i < 16 ? (int)(count - i) : 16;
+        __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)first_of(some), scales + i);
+        __m512i exponent = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 7);
+        uint32_t twice[16]; /* for both halves of a word */
+        _mm512_storeu_si512(twice, _mm512_or_si512(exponent, _mm512_slli_epi32(exponent, 16)));
+        for (int j = 0; j < some; j++, data += 16, out += DEPTH) {
+            __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)data));
+            index = _mm512_or_si512(index, _mm512_slli_epi32(index, 12));
+            __m512i values = scaled(table, 0xfefefefe, _mm512_set1_epi32((int)twice[j]));
+            _mm512_storeu_si512(out, _mm512_permutexvar_epi16(index, values));
+        }
+    }
+    return least - 127 - 1;
+}
+
+/* quant.e4m3.1, quant.fp8.1. The bits of a normal number are moved to where bf16 has them; subnormal
+ * ones and 0 are in a table. */
+static int decode_fp8(const dsv4_matrix *w, int64_t row, uint16_t *out)
+{
+    static const uint16_t codes[DEPTH] = { /* 0 to 7 with a scale of 2^0 */
+        0,      0xfb80, 0xfc00, 0xfc40, 0xfc80, 0xfca0, 0xfcc0, 0xfce0};
+    const __m512i table = _mm512_loadu_si512(codes);
+    const __m512i bits = _mm512_set1_epi16(0x07f0), sign = _mm512_set1_epi16((short)0x8000);
+    const int64_t cols = w->cols, count = (cols + 127) / 128;
+    const unsigned char *data = (const unsigned char *)w->data + row * cols;
+    const uint8_t *scales = w->scale + row / 128 * count;
+    __m512i largest = _mm512_setzero_si512();
+    int least;
+    if (!scales_within(scales, count, 10, 246, &least))
+        return UNUSABLE;
+    for (int64_t i = 0; i < cols; i += 128) {
+        const __m512i exponent = _mm512_set1_epi16((short)(scales[i / 128] << 7));
+        const __m512i bias = _mm512_sub_epi16(exponent, _mm512_set1_epi16(7 << 7));
+        const __m512i small = scaled(table, 0xfe, exponent);
+        for (int64_t j = i; j < i + 128 && j < cols; j += DEPTH) {
+            __m256i bytes = _mm256_maskz_loadu_epi8(first_of(cols - j), data + j);
+            __m512i code = _mm512_cvtepu8_epi16(bytes);
+            __m512i magnitude = _mm512_and_si512(_mm512_slli_epi16(code, 4), bits);
+            __mmask32 subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
+            __m512i value = _mm512_add_epi16(magnitude, bias);
+            value = _mm512_mask_permutexvar_epi16(value, subnormal, code, small);
+            __m512i signs = _mm512_and_si512(_mm512_slli_epi16(code, 8), sign);
+            _mm512_storeu_si512(out + j, _mm512_or_si512(value, signs));
+            largest = _mm512_max_epu16(largest, magnitude);
+        }
+    }
+    if (_mm512_cmpeq_epi16_mask(largest, bits) != 0) /* NaN */
+        return UNUSABLE;
+    return least - 127 - 9;
+}
+
+/* 32 weights as bf16 numbers, which not all of them are: linear.plain.1, linear.grouped.2 */
+static inline __m512i load_plain(dsv4_dtype dtype, const unsigned char *p, __mmask32 mask)
+{
+    if (dtype == DSV4_F32)
+        return upper_halves(round_up(load_floats(p, mask, 0)), round_up(load_floats(p, mask, 1)));
+    __m512i halves = _mm512_maskz_loadu_epi16(mask, p);
+    if (dtype == DSV4_BF16)
+        return halves;
+    __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+    __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+    return upper_halves(round_up((__m512i)low), round_up((__m512i)high));
+}
+
+static int decode_plain(const dsv4_matrix *w, int64_t row, uint16_t *out)
+{
+    const int64_t cols = w->cols, bytes = w->dtype == DSV4_F32 ? 4 : 2;
+    const unsigned char *data = (const unsigned char *)w->data + row * cols * bytes;
+    seen all = seen_none();
+    for (int64_t i = 0; i < cols; i += DEPTH) {
+        __m512i values = load_plain(w->dtype, data + i * bytes, first_of(cols - i));
+        see(&all, values);
+        _mm512_storeu_si512(out + i, values);
+    }
+    return lowest_bit(&all);
+}
+
+/* Rows [begin, end), at most a panel, and rows of zeros up to whole ROWS; their lowest bit. */
+static int decode(const dsv4_matrix *w, int64_t begin, int64_t end, uint16_t *panel)
+{
+    const int64_t stride = panel_stride(w);
+    int least = NO_BIT;
+    for (int64_t row = begin; row < end; row++, panel += stride) {
+        int bit = w->dtype == DSV4_I8           ? decode_fp4(w, row, panel)
+                  : w->dtype == DSV4_F8_E4M3    ? decode_fp8(w, row, panel)
+                                                : decode_plain(w, row, panel);
+        if (bit == UNUSABLE)
+            return UNUSABLE;
+        least = bit < least ? bit : least;
+    }
+    for (int64_t row = end; (row - begin) % ROWS != 0; row++, panel += stride)
+        memset(panel, 0, (size_t)stride * sizeof *panel);
+    return least;
+}
+
+/* ---- products ---- */
+
+/* Results of a tile, before rows and columns are exchanged. */
+typedef float results[TILE_ROWS][TILE_ROWS];
+
+/* 32 rows of weights and 32 tokens. Strides count values. */
+static void multiply_square(const uint16_t *w, int64_t stride, const uint16_t *x, int64_t x_stride,
+                            int64_t count, results y[4])
+{
+    const uint16_t *w1 = w + TILE_ROWS * stride, *x1 = x + x_stride;
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    for (int64_t k = 0; k < count; k++) {
+        TILE_LOAD(4, w + k * DEPTH, 2 * stride);
+        TILE_LOAD(6, x + k * BLOCK, TILE_BYTES);
+        TILE_LOAD(5, w1 + k * DEPTH, 2 * stride);
+        TILE_LOAD(7, x1 + k * BLOCK, TILE_BYTES);
+        TILE_BF16(0, 4, 6);
+        TILE_BF16(1, 5, 6);
+        TILE_BF16(2, 4, 7);
+        TILE_BF16(3, 5, 7);
+    }
+    TILE_STORE(0, y[0], TILE_BYTES);
+    TILE_STORE(1, y[1], TILE_BYTES);
+    TILE_STORE(2, y[2], TILE_BYTES);
+    TILE_STORE(3, y[3], TILE_BYTES);
+}
+
+/* 64 rows of weights and 16 tokens. */
+static void multiply_column(const uint16_t *w, int64_t stride, const uint16_t *x, int64_t count,
+                            results y[4])
+{
+    const int64_t next = TILE_ROWS * stride;
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    for (int64_t k = 0; k < count; k++, w += DEPTH, x += BLOCK) {
+        TILE_LOAD(7, x, TILE_BYTES);
+        TILE_LOAD(4, w, 2 * stride);
+        TILE_LOAD(5, w + next, 2 * stride);
+        TILE_LOAD(6, w + 2 * next, 2 * stride);
+        TILE_BF16(0, 4, 7);
+        TILE_LOAD(4, w + 3 * next, 2 * stride);
+        TILE_BF16(1, 5, 7);
+        TILE_BF16(2, 6, 7);
+        TILE_BF16(3, 4, 7);
+    }
+    TILE_STORE(0, y[0], TILE_BYTES);
+    TILE_STORE(1, y[1], TILE_BYTES);
+    TILE_STORE(2, y[2], TILE_BYTES);
+    TILE_STORE(3, y[3], TILE_BYTES);
+}
+
+/* The results of rows row .. end - 1, at most 16, and of tokens from t on. linear.round.1 */
+static void put(const fast_product *p, const float *y, int64_t row, int64_t end, int64_t t)
+{
+    if (row >= end)
+        return;
+    const __mmask16 mask = (__mmask16)first_of(end - row < TILE_ROWS ? end - row : TILE_ROWS);
+    int64_t tokens = p->T - t < TILE_ROWS ? p->T - t : TILE_ROWS;
+    __m512i v[16];
+    for (int i = 0; i < TILE_ROWS; i++)
+        v[i] = _mm512_loadu_si512(y + i * TILE_ROWS);
+    exchange(v);
+    for (int64_t i = 0; i < tokens; i++) {
+        __m512i value = v[i];
+        if (p->round)
+            value = _mm512_and_si512(round_up(value), _mm512_set1_epi32(INT_MIN >> 15));
+        _mm512_mask_storeu_epi32(p->y + (t + i) * p->y_stride + row - p->first, mask, value);
+    }
+}
+
+/* Rows [begin, end), which stand in a panel. */
+static void multiply(const fast_product *p, const uint16_t *panel, int64_t begin, int64_t end)
+{
+    const int64_t stride = panel_stride(p->w), count = blocks(p->w->cols);
+    const int64_t x_stride = arranged_size(p->w->cols);
+    _Alignas(64) results y[4];
+    int64_t t = 0;
+    for (; t + TILE_ROWS < p->T; t += 2 * TILE_ROWS)
+        for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
+            multiply_square(panel + (row - begin) * stride, stride,
+                            p->arranged + t / TILE_ROWS * x_stride, x_stride, count, y);
+            tiles_fence();
+            for (int i = 0; i < 4; i++)
+                put(p, y[i][0], row + i % 2 * TILE_ROWS, end, t + i / 2 * TILE_ROWS);
+        }
+    if (t >= p->T)
+        return;
+    for (int64_t row = begin; row < end; row += ROWS) {
+        multiply_column(panel + (row - begin) * stride, stride,
+                        p->arranged + t / TILE_ROWS * x_stride, count, y);
+        tiles_fence();
+        for (int i = 0; i < 4; i++)
+            put(p, y[i][0], row + i * TILE_ROWS, end, t);
+    }
+}
+
+static bool product(const fast_product *p, int64_t begin, int64_t end, float *scratch)
+{
+    enum { LOWEST_NORMAL = -126 }; /* no product or sum of multiples of this is subnormal */
+    const int64_t most = panel_rows(p->w);
+    uint16_t *panel = (uint16_t *)scratch;
+    int input = NO_BIT;
+    for (int64_t i = 0; i < (p->T + TILE_ROWS - 1) / TILE_ROWS; i++)
+        input = p->lowest_bit[i] < input ? p->lowest_bit[i] : input;
+    if (input == UNUSABLE)
+        return false;
+    bool good = true;
+    tiles_begin();
+    for (int64_t row = begin; row < end && good; row += most) {
+        int64_t last = end - row < most ? end : row + most;
+        int bit = decode(p->w, row, last, panel);
+        good = bit != UNUSABLE && bit + input >= LOWEST_NORMAL;
+        tiles_fence();
+        if (good)
+            multiply(p, panel, row, last);
+    }
+    tiles_end();
+    return good;
+}
+
+static int64_t scratch_size(const fast_product *p)
+{
+    return panel_rows(p->w) * panel_stride(p->w) / 2;
+}
+
+/* Integers, whose sums are exact in any order; of tokens as many as squares and a column take. */
+static bool works(void)
+{
+    enum { rows = 70, tokens = 35, cols = 40, depth = 64, stride = depth + STAGGER };
+    uint16_t weights[rows * cols], arranged[3 * depth * TILE_ROWS];
+    _Alignas(64) float scratch[2 * ROWS * stride / 2];
+    float x[tokens * cols], y[tokens * rows];
+    int lowest[3];
+    dsv4_matrix w = {.dtype = DSV4_BF16, .rows = rows, .cols = cols, .data = weights};
+    for (int i = 0; i < rows * cols; i++) {
+        float value = (float)(i * 29 % 101 - 50);
+        uint32_t bits;
+        memcpy(&bits, &value, sizeof bits);
+        weights[i] = (uint16_t)(bits >> 16);
+    }
+    for (int i = 0; i < tokens * cols; i++)
+        x[i] = (float)(i * 31 % 127 - 63);
+    for (int t = 0; t < tokens; t += TILE_ROWS)
+        lowest[t / TILE_ROWS] = arrange(x + t * cols, cols, tokens - t, cols,
+                                        arranged + t / TILE_ROWS * arranged_size(cols));
+    fast_product p = {.w = &w, .T = tokens, .y = y, .y_stride = rows, .arranged = arranged,
+                      .lowest_bit = lowest};
+    if (!product(&p, 0, rows, scratch))
+        return false;
+    for (int i = 0; i < tokens * rows; i++) {
+        int sum = 0;
+        for (int k = 0; k < cols; k++)
+            sum += ((i % rows * cols + k) * 29 % 101 - 50) * (int)x[i / rows * cols + k];
+        if (y[i] != (float)sum)
+            return false;
+    }
+    return true;
+}
+
+const fast_tile_kernels fast_linear_amx = {
+    .arranged_size = arranged_size, .arrange = arrange, .product = product,
+    .scratch_size = scratch_size, .works = works};

@@ -1,0 +1,23 @@
+/* dsv4 bench --operators: every operator of the table by itself, at the sizes of a model. */
+#ifndef DSV4_BENCH_OPERATORS_H
+#define DSV4_BENCH_OPERATORS_H
+
+#include "path.h"
+
+typedef struct {
+    const dsv4_operator *op;
+    char sizes[160];     /* "x [4, 4096], w [2048, 4096]" */
+    int cases, failed;   /* golden cases that were answered, and of them those that did not pass */
+    char untimed[200];   /* why there is no time; else empty */
+    double seconds, ref_seconds; /* medians; the latter 0 where the path is ref itself */
+} dsv4_operator_time;
+
+/* Judges each operator by the golden cases in directory `vectors`, times it where all of them pass, and
+ * shows it. Times of paths that can tell are without the conversion of operands. -1 with one line
+ * where there are no vector files. */
+int dsv4_bench_operators(const dsv4_path *path, dsv4_numerics numerics, const dsv4_config *config,
+                         const char *vectors,
+                         void (*show)(void *context, const dsv4_operator_time *time),
+                         void *context, dsv4_error *err);
+
+#endif

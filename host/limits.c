@@ -1,0 +1,229 @@
+#include "limits.h"
+
+#include <errno.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "fast/limits.h"
+#include "fast/pool.h"
+
+enum { SAMPLES = 5 };
+static const size_t MIB = 1u << 20, CHUNK = 13u << 20; /* about an expert of the released geometry */
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static dsv4_rate rate_of(double sample[SAMPLES])
+{
+    qsort(sample, SAMPLES, sizeof *sample, ascending);
+    return (dsv4_rate){sample[SAMPLES / 2], sample[SAMPLES - 1]};
+}
+
+/* ---- reading ---- */
+
+typedef struct {
+    unsigned char *data;
+    size_t bytes; /* whole chunks */
+    uint64_t (*read)(const void *, size_t);
+    uint64_t *sum; /* [threads, 8]: so that no compiler leaves the reading out */
+} buffer;
+
+static void read_chunk(void *context, int64_t item, int worker)
+{
+    const buffer *b = context;
+    b->sum[8 * worker] += b->read(b->data + (size_t)item * CHUNK, CHUNK);
+}
+
+double dsv4_memory_available(void)
+{
+    long long kilobytes = 0;
+    char line[128];
+    FILE *file = fopen("/proc/meminfo", "r");
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        if (sscanf(line, "MemAvailable: %lld kB", &kilobytes) == 1)
+            break;
+    if (file != NULL)
+        fclose(file);
+    return 1024.0 * (double)kilobytes;
+}
+
+/* At least four times the last cache, unless that is more than a quarter of what is free. */
+static size_t buffer_size(double seconds)
+{
+    static const double BYTES_IN_A_SECOND = 1 << 30; /* to make and to read a few times */
+    long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    size_t room = (size_t)(dsv4_memory_available() / 4);
+    size_t wanted = cache > 0 ? 4 * (size_t)cache : 0;
+    if (wanted < 512 * MIB)
+        wanted = 512 * MIB;
+    if (wanted > room)
+        wanted = room;
+    if ((double)wanted > seconds * BYTES_IN_A_SECOND)
+        wanted = (size_t)(seconds * BYTES_IN_A_SECOND);
+    return wanted < 2 * CHUNK ? 2 * CHUNK : wanted / CHUNK * CHUNK;
+}
+
+/* In huge pages where the system has them, and every page there. */
+static int make_buffer(buffer *b, dsv4_error *err)
+{
+    static const size_t huge = 2u << 20;
+    b->data = mmap(NULL, b->bytes + huge, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1,
+                   0);
+    if (b->data == MAP_FAILED)
+        return dsv4_fail(err, "no room for %zu MiB to read: %s", b->bytes / MIB, strerror(errno));
+    madvise(b->data, b->bytes + huge, MADV_HUGEPAGE);
+    memset(b->data, 1, b->bytes + huge);
+    return 0;
+}
+
+static void free_buffer(buffer *b)
+{
+    munmap(b->data, b->bytes + (2u << 20));
+}
+
+static dsv4_rate measure_read(buffer *b, fast_pool *pool, double seconds)
+{
+    double sample[SAMPLES];
+    int64_t chunks = (int64_t)(b->bytes / CHUNK);
+    b->sum = dsv4_alloc((size_t)fast_pool_threads(pool), 8 * sizeof *b->sum);
+    fast_pool_run(pool, chunks, read_chunk, b);
+    for (int i = 0; i < SAMPLES; i++) {
+        double began = now(), took;
+        int64_t passes = 0;
+        do {
+            fast_pool_run(pool, chunks, read_chunk, b);
+            passes++;
+        } while ((took = now() - began) < seconds / SAMPLES);
+        sample[i] = (double)passes * (double)b->bytes / took;
+    }
+    volatile uint64_t sink = b->sum[0];
+    (void)sink;
+    free(b->sum);
+    return rate_of(sample);
+}
+
+/* ---- multiplying ---- */
+
+typedef struct {
+    const fast_peak *peak;
+    int64_t rounds;
+} labour;
+
+static void toil(void *context, int64_t item, int worker)
+{
+    const labour *l = context;
+    (void)item;
+    (void)worker;
+    l->peak->run(l->rounds);
+}
+
+static double seconds_of(const labour *l, fast_pool *pool)
+{
+    double began = now();
+    fast_pool_run(pool, fast_pool_threads(pool), toil, (void *)l);
+    return now() - began;
+}
+
+static dsv4_rate measure_peak(const fast_peak *peak, fast_pool *pool, double seconds)
+{
+    double sample[SAMPLES], wanted = seconds / SAMPLES, took;
+    labour l = {peak, 1000};
+    while ((took = seconds_of(&l, pool)) < wanted / 4)
+        l.rounds *= 2;
+    l.rounds = (int64_t)((double)l.rounds * wanted / took) + 1;
+    for (int i = 0; i < SAMPLES; i++)
+        sample[i] = (double)l.rounds * peak->operations * fast_pool_threads(pool) /
+                    seconds_of(&l, pool);
+    return rate_of(sample);
+}
+
+/* ---- all of it ---- */
+
+/* What a product could reach: what keeps its operands in registers, or is of integers, does not count. */
+static bool serves_products(const dsv4_limit *limit)
+{
+    return strstr(limit->key, "registers") == NULL && strstr(limit->key, "int8") == NULL;
+}
+
+static void list_limits(dsv4_limits *limits, const fast_peak *peak[DSV4_MAX_LIMITS],
+                        uint64_t (**read)(const void *, size_t))
+{
+    int levels;
+    const fast_limits *const *level = fast_machine_limits(&levels);
+    for (int i = 0; i < levels; i++) {
+        if (level[i]->read != NULL)
+            *read = level[i]->read;
+        for (int j = 0; j < level[i]->peaks && limits->count < DSV4_MAX_LIMITS; j++) {
+            peak[limits->count] = &level[i]->peak[j];
+            limits->limit[limits->count++] = (dsv4_limit){.key = level[i]->peak[j].key,
+                                                          .level = level[i]->level,
+                                                          .name = level[i]->peak[j].name};
+        }
+    }
+}
+
+static void find_matrix(dsv4_limits *limits)
+{
+    limits->matrix = 0; /* by one thread's best: that neighbours disturb least */
+    for (int i = 1; i < limits->count; i++)
+        if (serves_products(&limits->limit[i]) &&
+            limits->limit[i].rate[0].best > limits->limit[limits->matrix].rate[0].best)
+            limits->matrix = i;
+}
+
+int dsv4_limits_measure(dsv4_limits *limits, int threads, double seconds, dsv4_error *err)
+{
+    const fast_peak *peak[DSV4_MAX_LIMITS];
+    buffer b = {.read = NULL, .bytes = buffer_size(seconds)};
+    *limits = (dsv4_limits){.threads = {1, threads}};
+    list_limits(limits, peak, &b.read);
+    if (make_buffer(&b, err) != 0)
+        return -1;
+    limits->read_bytes = (double)b.bytes;
+    double each = seconds / DSV4_LIMIT_THREADS / (limits->count + 2);
+    for (int n = 0; n < DSV4_LIMIT_THREADS; n++) {
+        fast_pool *pool = fast_pool_new(limits->threads[n], err);
+        if (pool == NULL)
+            break;
+        limits->read[n] = measure_read(&b, pool, 2 * each);
+        for (int i = 0; i < limits->count; i++)
+            limits->limit[i].rate[n] = measure_peak(peak[i], pool, each);
+        fast_pool_free(pool);
+    }
+    free_buffer(&b);
+    find_matrix(limits);
+    return err->text[0] == '\0' ? 0 : -1;
+}
+
+int dsv4_limits_read(const dsv4_limits *limits, int n, double seconds, dsv4_rate *rate,
+                     dsv4_error *err)
+{
+    const fast_peak *peak[DSV4_MAX_LIMITS];
+    dsv4_limits all = {.count = 0};
+    buffer b = {.read = NULL, .bytes = (size_t)limits->read_bytes};
+    list_limits(&all, peak, &b.read);
+    fast_pool *pool = fast_pool_new(limits->threads[n], err);
+    int result = pool == NULL ? -1 : make_buffer(&b, err);
+    if (result == 0) {
+        *rate = measure_read(&b, pool, seconds);
+        free_buffer(&b);
+    }
+    fast_pool_free(pool);
+    return result;
+}

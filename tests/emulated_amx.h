@@ -1,0 +1,9 @@
+/* fast/x86/linear_amx.c as a processor with AVX-512 alone can run it. */
+#ifndef TESTS_EMULATED_AMX_H
+#define TESTS_EMULATED_AMX_H
+
+#include "fast/kernels.h"
+
+extern const fast_tile_kernels emulated_amx;
+
+#endif
