@@ -28,6 +28,7 @@ FAST   := $(wildcard fast/*.c) $(if $(filter x86_64,$(TARGET)),$(wildcard fast/x
 AVX512 := -DFAST_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
 %_avx2.o:       ISA = -DFAST_AVX2 -mavx2 -mfma -mf16c
 %_avx512.o:     ISA = $(AVX512)
+%_avx512vnni.o: ISA = $(AVX512) -mavx512vnni
 %_avx512bf16.o: ISA = -mavx512f -mavx512bf16
 # make EMULATE_AMX=1 BUILD=..: the level amx in plain C, on any machine that has AVX-512.
 %_amx.o:        ISA = $(AVX512) -mamx-tile -mamx-bf16 -mamx-int8

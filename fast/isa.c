@@ -5,12 +5,12 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define ROW(name, level, tiles) \
-    {name, &fast_linear_##level, tiles, &fast_quant_##level, &fast_rmsnorm_##level, \
+#define ROW(name, level, tiles, digits) \
+    {name, &fast_linear_##level, tiles, digits, &fast_quant_##level, &fast_rmsnorm_##level, \
      &fast_rope_##level, &fast_hadamard_##level, &fast_mhc_##level, &fast_compressor_##level, \
      &fast_indexer_##level, &fast_core_attn_##level, &fast_expert_##level}
 
-static const fast_kernels portable = ROW("portable", portable, NULL);
+static const fast_kernels portable = ROW("portable", portable, NULL, NULL);
 
 #ifdef __x86_64__
 
@@ -18,13 +18,16 @@ static const fast_kernels portable = ROW("portable", portable, NULL);
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const fast_kernels avx2 = ROW("avx2", avx2, NULL), avx512 = ROW("avx512", avx512, NULL),
-                          amx = ROW("amx", avx512, &fast_linear_amx);
+static const fast_kernels avx2 = ROW("avx2", avx2, NULL, NULL),
+                          avx512 = ROW("avx512", avx512, NULL, NULL),
+                          avx512_vnni = ROW("avx512", avx512, NULL, &fast_linear_digits),
+                          amx = ROW("amx", avx512, &fast_linear_amx, &fast_linear_digits);
 
 /* Bits of cpuid, and of the register that says which states the system saves. */
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
 enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* 7: ebx */
 static const unsigned AVX512VL = 1u << 31;
+enum { AVX512_VNNI = 1 << 11 };                                                  /* 7: ecx */
 enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };             /* 7: edx */
 enum { YMM = 0x06, ZMM = 0xe6, TILES = 0x60000 };
 
@@ -84,8 +87,8 @@ static int find_levels(const fast_kernels *found[])
     found[count++] = &avx2;
     if ((states & ZMM) != ZMM || (seven & wanted) != wanted)
         return count;
-    found[count++] = &avx512;
-    if (tiles_work(d))
+    found[count++] = c & AVX512_VNNI ? &avx512_vnni : &avx512;
+    if ((c & AVX512_VNNI) != 0 && tiles_work(d))
         found[count++] = &amx;
     return count;
 }

@@ -33,17 +33,18 @@ typedef struct {
     void (*arrange)(const float *x, int64_t cols, float *out);
 } fast_linear_kernels;
 
-/* The same by instructions that multiply tiles of bf16 numbers, for many tokens. Their order of summing
- * is not that of fast_linear_kernels: a row's result depends on whether they were used. */
-enum { FAST_TILE = 16 }; /* tokens of a tile */
+/* The same by instructions that multiply numbers of fewer bits, exactly: tiles of bf16 numbers, for
+ * many tokens, or the digits of whole numbers, for few. Their order of summing is not that of
+ * fast_linear_kernels: a row's result depends on whether they were used. */
 typedef struct {
-    /* FAST_TILE rows of x, of which `tokens` are there -> out [arranged_size]. Returns a number for
-     * product: all values are multiples of 2 to that, unless there is one that cannot be used. */
+    int tokens; /* of a tile, at most */
+    /* Rows of x, of which `tokens` are there -> out [arranged_size]. Returns a number for product:
+     * all values are multiples of 2 to that, unless there is one that cannot be used. */
     int (*arrange)(const float *x, int64_t x_stride, int64_t tokens, int64_t cols, uint16_t *out);
     int64_t (*arranged_size)(int64_t cols);
-    /* As above, but weights must be rounded to bf16, or be bf16 numbers as stored. arranged: all tiles
-     * of the input, one after another; lowest_bit: what arrange returned for each. False where an operand or
-     * a product is not a normal number: then y is undefined. */
+    /* As above, but weights must be rounded to bf16, or be bf16 numbers as stored. arranged: all
+     * tiles of the input, one after another; lowest_bit: what arrange returned for each. False where
+     * an operand or a product is not a normal number: then y is undefined. */
     bool (*product)(const fast_product *p, int64_t begin, int64_t end, float *scratch);
     int64_t (*scratch_size)(const fast_product *p);
     bool (*works)(void); /* a small product is what it should be on this machine */
@@ -124,7 +125,8 @@ typedef struct {
 typedef struct {
     const char *name; /* "portable", "avx2", "avx512", "amx" */
     const fast_linear_kernels *linear;
-    const fast_tile_kernels *tiles; /* NULL in most */
+    const fast_tile_kernels *tiles;  /* for many tokens; NULL in most */
+    const fast_tile_kernels *digits; /* for few tokens and FP4 weights; NULL in most */
     const fast_quant_kernels *quant;
     const fast_rmsnorm_kernels *rmsnorm;
     const fast_rope_kernels *rope;
@@ -151,7 +153,8 @@ typedef struct {
 FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
-extern const fast_tile_kernels fast_linear_amx; /* what amx adds to avx512 */
+extern const fast_tile_kernels fast_linear_amx;    /* what amx adds to avx512 */
+extern const fast_tile_kernels fast_linear_digits; /* what avx512 has where the machine has VNNI */
 
 /* ---- isa.c ---- */
 

@@ -32,6 +32,7 @@
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 typedef int32_t lanes_int __attribute__((vector_size(4 * LANES)));
 typedef uint32_t lanes_bits __attribute__((vector_size(4 * LANES)));
+typedef uint8_t lanes_codes __attribute__((vector_size(4 * LANES)));
 
 static inline lanes lanes_load(const float *p)
 {

@@ -19,7 +19,7 @@ typedef struct {
     int64_t T, x_stride, cols, stride;
     bool quantised, arranged;
     float *values; /* [T, cols] at stride */
-    bool tiled;    /* .. but if so, in tiles: */
+    const fast_tile_kernels *kernels; /* NULL, or for these, in tiles: */
     uint16_t *tiles; /* [tiles of T, arranged_size] */
     int *lowest_bit; /* [tiles of T] */
 } prepared;
@@ -27,7 +27,7 @@ typedef struct {
 typedef struct {
     fast_product product;
     const fast_linear_job *job;
-    bool tiled;
+    const fast_tile_kernels *tiles; /* NULL: rows */
     int64_t rows_of_item;
     int64_t first_item;
 } task;
@@ -48,28 +48,24 @@ typedef struct {
 
 /* ---- inputs ---- */
 
-static int64_t tiles_of(int64_t T)
-{
-    return (T + FAST_TILE - 1) / FAST_TILE;
-}
-
 static int64_t items_of(const prepared *input)
 {
-    return input->tiled ? tiles_of(input->T) : input->T;
+    int64_t tokens = input->kernels != NULL ? input->kernels->tokens : 1;
+    return (input->T + tokens - 1) / tokens;
 }
 
 /* Values of scratch that preparing it takes. */
 static int64_t scratch_of(const prepared *input)
 {
-    return input->tiled ? FAST_TILE * input->cols : input->cols;
+    return input->kernels != NULL ? input->kernels->tokens * input->cols : input->cols;
 }
 
 /* Tile `tile` of an input. */
 static void prepare_tile(const fast_context *c, const prepared *input, int64_t tile, float *scratch)
 {
-    const fast_tile_kernels *kernels = c->kernels->tiles;
-    int64_t first = tile * FAST_TILE, stride = input->x_stride;
-    int64_t tokens = input->T - first < FAST_TILE ? input->T - first : FAST_TILE;
+    const fast_tile_kernels *kernels = input->kernels;
+    int64_t first = tile * kernels->tokens, stride = input->x_stride;
+    int64_t tokens = input->T - first < kernels->tokens ? input->T - first : kernels->tokens;
     const float *x = input->x + first * stride;
     if (input->quantised) {
         for (int64_t t = 0; t < tokens; t++) {
@@ -106,7 +102,7 @@ static void prepare_item(void *context, int64_t item, int worker)
     while (item >= items_of(input))
         item -= items_of(input++);
     float *scratch = all->scratch + worker * all->scratch_size;
-    if (input->tiled)
+    if (input->kernels != NULL)
         prepare_tile(all->c, input, item, scratch);
     else
         prepare_row(all->c, input, item, scratch);
@@ -114,9 +110,8 @@ static void prepare_item(void *context, int64_t item, int worker)
 
 static void take_prepared(const fast_context *c, prepared *input)
 {
-    if (input->tiled) {
-        int64_t tiles = tiles_of(input->T);
-        int64_t size = c->kernels->tiles->arranged_size(input->cols);
+    if (input->kernels != NULL) {
+        int64_t tiles = items_of(input), size = input->kernels->arranged_size(input->cols);
         input->tiles = FAST_TAKE(c, uint16_t, tiles * size);
         input->lowest_bit = FAST_TAKE(c, int, tiles);
     } else {
@@ -126,20 +121,22 @@ static void take_prepared(const fast_context *c, prepared *input)
 }
 
 /* What a job's input has to become; NULL where it stays as it is. */
-static const prepared *input_of(plan *all, const fast_linear_job *job, bool tiled)
+static const prepared *input_of(plan *all, const fast_linear_job *job,
+                                const fast_tile_kernels *tiles)
 {
     const fast_context *c = all->c;
     prepared wanted = {.x = job->x, .T = job->T, .x_stride = job->x_stride, .cols = job->w->cols};
     wanted.quantised = c->released && job->kind == FAST_LINEAR && job->w->scale != NULL;
-    wanted.tiled = tiled;
-    wanted.arranged = !tiled && job->w->dtype == DSV4_I8 && c->kernels->linear->arrange != NULL;
-    if (!wanted.quantised && !wanted.arranged && !wanted.tiled)
+    wanted.kernels = tiles;
+    wanted.arranged = tiles == NULL && job->w->dtype == DSV4_I8 &&
+                      c->kernels->linear->arrange != NULL;
+    if (!wanted.quantised && !wanted.arranged && tiles == NULL)
         return NULL;
     for (int64_t i = all->inputs_count; i-- > 0;) {
         const prepared *have = &all->inputs[i];
         if (have->x == wanted.x && have->T == wanted.T && have->x_stride == wanted.x_stride &&
             have->cols == wanted.cols && have->quantised == wanted.quantised &&
-            have->arranged == wanted.arranged && have->tiled == wanted.tiled)
+            have->arranged == wanted.arranged && have->kernels == wanted.kernels)
             return have;
     }
     take_prepared(c, &wanted);
@@ -162,20 +159,25 @@ static void prepare_inputs(plan *all)
 
 /* ---- products ---- */
 
-/* Whether tiles may be able to represent the operands: inputs are bf16 numbers in RELEASED, and so
- * are weights that are rounded or have codes. Whether all of them are normal numbers is seen later. */
-static bool suits_tiles(const fast_context *c, const fast_linear_job *job)
+/* The kernels whose operands are bf16 numbers or whole numbers, where they may be able to represent
+ * these: inputs are bf16 numbers in RELEASED, and so are weights that are rounded or have codes.
+ * Whether all of them can be represented is seen later. NULL: the others are to be used. */
+static const fast_tile_kernels *tiles_for(const fast_context *c, const fast_linear_job *job)
 {
     dsv4_dtype dtype = job->w->dtype;
     bool exact = job->kind != FAST_MAP || (dtype != DSV4_F32 && dtype != DSV4_F16);
-    return c->kernels->tiles != NULL && c->released && !c->deterministic && exact &&
-           job->T > FEW_TOKENS;
+    if (!c->released || c->deterministic)
+        return NULL;
+    if (job->T > FEW_TOKENS)
+        return exact ? c->kernels->tiles : NULL;
+    return job->kind == FAST_LINEAR && dtype == DSV4_I8 ? c->kernels->digits : NULL;
 }
 
-static fast_product product_of(plan *all, const fast_linear_job *job, bool tiled)
+static fast_product product_of(plan *all, const fast_linear_job *job,
+                               const fast_tile_kernels *tiles)
 {
     const bool released = all->c->released;
-    const prepared *input = input_of(all, job, tiled);
+    const prepared *input = input_of(all, job, tiles);
     return (fast_product){
         .w = job->w,
         /* linear.plain.1, linear.grouped.2 */
@@ -219,8 +221,8 @@ static void multiply(void *context, int64_t item, int worker)
     const fast_product *p = &here.task->product;
     const int64_t begin = here.begin, end = here.end;
     float *scratch = all->scratch + worker * all->scratch_size;
-    if (here.task->tiled)
-        all->left[item] = !all->c->kernels->tiles->product(p, begin, end, scratch);
+    if (here.task->tiles != NULL)
+        all->left[item] = !here.task->tiles->product(p, begin, end, scratch);
     else
         all->c->kernels->linear->product(p, begin, end, scratch);
     bool finite = true;
@@ -231,12 +233,13 @@ static void multiply(void *context, int64_t item, int worker)
 }
 
 /* Items of about equal work, `share` multiply-adds. Rows come in numbers that kernels like. */
-static int64_t rows_of_item(const plan *all, const fast_linear_job *job, bool tiled, int64_t share)
+static int64_t rows_of_item(const plan *all, const task *each, int64_t share)
 {
+    const fast_linear_job *job = each->job;
     int64_t threads = fast_pool_threads(all->c->pool);
     int64_t work = job->w->cols * job->T; /* of a row */
     int64_t rows = work > 0 ? share / work : job->rows;
-    if (tiled)
+    if (each->tiles != NULL && job->T > FEW_TOKENS)
         return rows < TILED_ROWS ? TILED_ROWS : rows / TILED_ROWS * TILED_ROWS;
     if (job->T > FEW_TOKENS && rows < PANEL_ROWS) {
         int64_t even = (job->rows + threads - 1) / threads;
@@ -258,7 +261,7 @@ static void divide(plan *all)
         share = LEAST;
     for (int64_t i = 0; i < all->count; i++) {
         task *each = &all->tasks[i];
-        each->rows_of_item = rows_of_item(all, each->job, each->tiled, share);
+        each->rows_of_item = rows_of_item(all, each, share);
         each->first_item = all->items;
         all->items += (each->job->rows + each->rows_of_item - 1) / each->rows_of_item;
     }
@@ -286,8 +289,8 @@ static void take_scratch(plan *all)
             all->scratch_size = scratch_of(&all->inputs[i]);
     for (int64_t i = 0; i < all->count; i++) {
         const task *each = &all->tasks[i];
-        int64_t size = each->tiled ? c->kernels->tiles->scratch_size(&each->product)
-                                   : c->kernels->linear->scratch_size(&each->product);
+        int64_t size = each->tiles != NULL ? each->tiles->scratch_size(&each->product)
+                                           : c->kernels->linear->scratch_size(&each->product);
         all->scratch_size = size > all->scratch_size ? size : all->scratch_size;
     }
     all->scratch_size = (all->scratch_size + 15) / 16 * 16; /* threads share no cache line */
@@ -320,9 +323,9 @@ static void run_jobs(const fast_context *c, const fast_linear_job *jobs, int64_t
     for (int64_t i = 0; i < count; i++) {
         if (jobs[i].T == 0 || jobs[i].rows == 0)
             continue;
-        bool tiled = tiles && suits_tiles(c, &jobs[i]);
-        all.tasks[all.count++] = (task){.product = product_of(&all, &jobs[i], tiled),
-                                        .job = &jobs[i], .tiled = tiled};
+        const fast_tile_kernels *kernels = tiles ? tiles_for(c, &jobs[i]) : NULL;
+        all.tasks[all.count++] = (task){.product = product_of(&all, &jobs[i], kernels),
+                                        .job = &jobs[i], .tiles = kernels};
     }
     divide(&all);
     take_scratch(&all);

@@ -5,9 +5,10 @@
  *     ARRANGE_FP4             the table's arrange
  *     widen_bytes             LANES bytes as integers
  *     decode_bf16, decode_f16 LANES weights
- *     decode_fp8              4 LANES codes; `scale` is the block's times FP8_FACTOR. What becomes
- *                             of NaN is free
+ *     decode_fp8              4 LANES codes, FP8_FACTOR times too small. What becomes of NaN is
+ *                             free
  *     decode_fp4              a block of 32, in the order of ARRANGE_FP4
+ *     larger_codes            the larger of each place of two lanes_codes
  *     total                   the sum of all lanes
  *
  * One output is summed in one order wherever it is computed: the weights of a row are decoded
@@ -180,7 +181,8 @@ INLINE int step_bytes(dsv4_dtype dtype)
                                  : dtype == DSV4_F32     ? 8 * LANES : 4 * LANES;
 }
 
-/* Step `step` of a row -> step_of(dtype) / LANES vectors. linear.plain.1, linear.grouped.2 */
+/* Step `step` of a row -> step_of(dtype) / LANES vectors; FP8 as it is without scales where there are
+ * none. linear.plain.1, linear.grouped.2 */
 INLINE void decode_step(dsv4_dtype dtype, bool as_bf16, const unsigned char *data,
                         const float *scales, int64_t step, lanes w[MOST])
 {
@@ -190,7 +192,10 @@ INLINE void decode_step(dsv4_dtype dtype, bool as_bf16, const unsigned char *dat
         return;
     }
     if (dtype == DSV4_F8_E4M3) {
-        decode_fp8(data, lanes_all(scales[step * 4 * LANES / 128]), w);
+        decode_fp8(data, w);
+        if (scales != NULL)
+            UNROLL for (int j = 0; j < 4; j++)
+                w[j] *= lanes_all(scales[step * 4 * LANES / 128]);
         return;
     }
     UNROLL for (int j = 0; j < 2; j++) {
@@ -205,28 +210,41 @@ INLINE void decode_step(dsv4_dtype dtype, bool as_bf16, const unsigned char *dat
 }
 
 /* Whether one of the codes of an FP8 row is NaN: decode_fp8 does not look. */
-APART bool has_nan(const unsigned char *codes, int64_t count)
+static bool has_nan(const unsigned char *codes, int64_t count)
 {
-    typedef uint8_t byte_lanes __attribute__((vector_size(4 * LANES)));
-    byte_lanes seen = {0};
-    int64_t i = 0;
-    for (; i + 4 * LANES <= count; i += 4 * LANES) {
-        byte_lanes v;
-        memcpy(&v, codes + i, sizeof v);
-        seen |= (v & 0x7f) + 1; /* 0x80 of 0x7f alone */
-    }
-    uint8_t any[4 * LANES], last = 0;
-    memcpy(any, &seen, sizeof any);
-    for (int j = 0; j < 4 * LANES; j++)
-        last |= any[j];
-    for (; i < count; i++)
-        last |= (uint8_t)((codes[i] & 0x7f) + 1);
-    return (last & 0x80) != 0;
+    for (int64_t i = 0; i < count; i++)
+        if ((codes[i] & 0x7f) == 0x7f)
+            return true;
+    return false;
 }
 
-static bool row_has_nan(const dsv4_matrix *w, int64_t row)
+/* Twice a code, without its sign, is 254 for NaN alone: the largest of each place. */
+INLINE lanes_codes see_codes(lanes_codes seen, const unsigned char *codes)
 {
-    return w->dtype == DSV4_F8_E4M3 && has_nan(row_data(w, row), w->cols);
+    lanes_codes v;
+    memcpy(&v, codes, sizeof v);
+    return larger_codes(seen, v + v);
+}
+
+APART bool seen_nan(lanes_codes seen)
+{
+    lanes_int nan = (lanes_int)(seen == 254);
+    int32_t any = 0;
+    for (int i = 0; i < LANES; i++)
+        any |= nan[i];
+    return any != 0;
+}
+
+APART bool row_has_nan(const dsv4_matrix *w, int64_t row)
+{
+    if (w->dtype != DSV4_F8_E4M3)
+        return false;
+    const unsigned char *codes = row_data(w, row);
+    lanes_codes seen = {0};
+    int64_t i = 0;
+    for (; i + 4 * LANES <= w->cols; i += 4 * LANES)
+        seen = see_codes(seen, codes + i);
+    return seen_nan(seen) || has_nan(codes + i, w->cols - i);
 }
 
 /* ---- results ---- */
@@ -249,11 +267,11 @@ APART lanes load_end(const float *x, int64_t count)
 INLINE void fetch_ahead(const unsigned char *next, int bytes, int64_t step)
 {
     UNROLL for (int i = 0; i < bytes; i += 64)
-        __builtin_prefetch(next + step * bytes + i);
+        __builtin_prefetch(next + step * bytes + i, 0, 2);
 }
 
 /* Rows row .. row + rows - 1, tokens t .. t + tokens - 1: `rows` and `tokens` are constants.
- * scales [rows, scale_room]. */
+ * scales [rows, scale_room]; NULL where x has them. */
 INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows, int tokens,
                  int64_t row, int64_t t, const float *scales)
 {
@@ -263,8 +281,10 @@ INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows
     const unsigned char *data[GROUP];
     const float *x[FEW];
     lanes sum[GROUP][FEW], w[MOST];
+    lanes_codes seen[GROUP];
     UNROLL for (int r = 0; r < rows; r++) {
         data[r] = row_data(m, row + r);
+        seen[r] = (lanes_codes){0};
         UNROLL for (int i = 0; i < tokens; i++)
             sum[r][i] = (lanes){0};
     }
@@ -274,7 +294,9 @@ INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows
         if (rows > 1)
             fetch_ahead(data[0] + rows * row_bytes(m), rows * step_bytes(dtype), s);
         UNROLL for (int r = 0; r < rows; r++) {
-            decode_step(dtype, as_bf16, data[r], scales + r * room, s, w);
+            decode_step(dtype, as_bf16, data[r], scales == NULL ? NULL : scales + r * room, s, w);
+            if (dtype == DSV4_F8_E4M3)
+                seen[r] = see_codes(seen[r], data[r] + s * step_bytes(dtype));
             UNROLL for (int j = 0; j < count; j++)
                 UNROLL for (int i = 0; i < tokens; i++)
                     sum[r][i] = lanes_fma(w[j], lanes_load(x[i] + s * step_of(dtype) + j * LANES),
@@ -282,6 +304,10 @@ INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows
         }
     }
     const int64_t done = steps * step_of(dtype), left = m->cols - done;
+    lanes_codes seen_anywhere = seen[0];
+    UNROLL for (int r = 1; r < rows; r++)
+        seen_anywhere = larger_codes(seen_anywhere, seen[r]);
+    const bool look = dtype == DSV4_F8_E4M3 && (left > 0 || seen_nan(seen_anywhere));
     UNROLL for (int r = 0; r < rows; r++) {
         if (left > 0) {
             float rest[4 * LANES];
@@ -291,16 +317,18 @@ INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows
                     sum[r][i] = lanes_fma(lanes_load(rest + j), load_end(x[i] + done + j, left - j),
                                           sum[r][i]);
         }
-        bool bad = dtype == DSV4_F8_E4M3 && row_has_nan(m, row + r);
+        bool bad = look && (seen_nan(seen[r]) || has_nan(data[r] + done, left));
         UNROLL for (int i = 0; i < tokens; i++)
             put(p, row + r, t + i, bad ? number(0x7fc00000) : total(sum[r][i]));
     }
 }
 
-#define DOTS(name, dtype, as_bf16) \
+#define DOTS(name, dtype, as_bf16) DOTS_BY(name, dtype, as_bf16, scales_of_rows)
+#define DOTS_BY(name, dtype, as_bf16, scales) \
     static void name(const fast_product *p, int rows, int tokens, int64_t row, int64_t t, \
-                     const float *scales) \
+                     const float *scales_of_rows) \
     { \
+        (void)scales_of_rows; \
         if (rows == 1) \
             dots(p, dtype, as_bf16, 1, 1, row, t, scales); \
         else if (tokens == 1) \
@@ -316,6 +344,7 @@ DOTS(dots_bf16, DSV4_BF16, false)
 DOTS(dots_f16, DSV4_F16, false)
 DOTS(dots_f16_as_bf16, DSV4_F16, true)
 DOTS(dots_fp8, DSV4_F8_E4M3, false)
+DOTS_BY(dots_fp8_without, DSV4_F8_E4M3, false, NULL)
 DOTS(dots_fp4, DSV4_I8, false)
 
 typedef void dots_function(const fast_product *, int, int, int64_t, int64_t, const float *);
@@ -496,12 +525,61 @@ static bool group_is_plain(const fast_product *p, int64_t row, int rows)
     return plain_scales(p, row) && plain_scales(p, row + rows - 1); /* of two blocks at most */
 }
 
+/* The scales of FP8 go to 128 rows alike: it is less work to multiply x by them. Products are powers of
+ * two times what they were, and sums the same, if that loses nothing: x times the scales of rows like
+ * `row` -> out [T, cols], false where it does. */
+static bool scale_inputs(const fast_product *p, int64_t row, float *scales, float *out)
+{
+    const int64_t cols = p->w->cols;
+    decode_scales(p->w, row, scales);
+    for (int64_t t = 0; t < p->T; t++, out += cols) {
+        lanes_int lost = {0};
+        for (int64_t i = 0; i < cols; i += LANES) {
+            lanes x = lanes_load(p->x + t * p->x_stride + i), y = x * scales[i / 128];
+            lanes_store(out + i, y);
+            lost |= y * (1 / scales[i / 128]) != x;
+        }
+        for (int i = 0; i < LANES; i++)
+            if (lost[i] != 0)
+                return false;
+    }
+    return true;
+}
+
+/* Rows [begin, end) of one block of rows; the rows that are left are the caller's, who is told the
+ * first of them. scratch: see linear_scratch_size. */
+static int64_t few_tokens_of_block(const fast_product *p, int64_t begin, int64_t end, float *scratch)
+{
+    float *x = scratch + scale_room(p->w);
+    fast_product scaled = *p;
+    scaled.x = x;
+    scaled.x_stride = p->w->cols;
+    if (end - begin < 2 * GROUP || !plain_scales(p, begin) || !scale_inputs(p, begin, scratch, x))
+        return begin;
+    for (; begin + GROUP <= end; begin += GROUP) {
+        int tokens;
+        for (int64_t t = 0; t < p->T; t += tokens) {
+            int64_t left = p->T - t;
+            tokens = left >= 4 ? 4 : left >= 2 ? 2 : 1;
+            dots_fp8_without(&scaled, GROUP, tokens, begin, t, NULL);
+        }
+    }
+    return begin;
+}
+
 static void few_tokens(const fast_product *p, int64_t begin, int64_t end, float *scratch)
 {
     dots_function *const function = dots_for(p);
     const int64_t room = scale_room(p->w);
+    const bool in_blocks = p->w->dtype == DSV4_F8_E4M3 && p->w->cols % step_of(p->w->dtype) == 0;
     int rows;
     for (int64_t row = begin; row < end; row += rows) {
+        if (in_blocks) {
+            int64_t last = (row / 128 + 1) * 128;
+            row = few_tokens_of_block(p, row, last < end ? last : end, scratch);
+            if (row == end)
+                break;
+        }
         rows = row + GROUP <= end ? GROUP : 1;
         if (!group_is_plain(p, row, rows)) {
             panel(p, row, row + 1, scratch);
@@ -534,8 +612,8 @@ static void linear_product(const fast_product *p, int64_t begin, int64_t end, fl
 static int64_t linear_scratch_size(const fast_product *p)
 {
     const int64_t room = scale_room(p->w), stride = panel_stride(p->w);
-    if (p->T <= FEW) /* a row of FP8 may need a panel */
-        return GROUP * room + stride;
+    if (p->T <= FEW) /* a row of FP8 may need a panel, or x with scales */
+        return GROUP * room + (p->w->dtype == DSV4_F8_E4M3 ? FEW : 1) * stride;
     return room + panel_rows(p->w) * stride;
 }
 

@@ -30,12 +30,12 @@ static inline lanes decode_f16(const unsigned char *p)
 }
 
 /* quant.e4m3.1, quant.fp8.1 */
-static inline void decode_fp8(const unsigned char *p, lanes scale, lanes w[4])
+static inline void decode_fp8(const unsigned char *p, lanes w[4])
 {
     for (int j = 0; j < 4; j++) {
         lanes_int bits = widen_bytes(p + LANES * j);
         bits = (bits & 0x80) << 24 | (bits & 0x7f) << 20;
-        w[j] = (lanes)bits * 0x1p120f * scale;
+        w[j] = (lanes)bits * 0x1p120f;
     }
 }
 
@@ -47,6 +47,12 @@ static inline void decode_fp4(const unsigned char *p, float scale, lanes w[8])
     for (int j = 0; j < 8; j++, p += 2)
         w[j] = (lanes){value[p[0] & 15], value[p[0] >> 4], value[p[1] & 15], value[p[1] >> 4]} *
                scale;
+}
+
+static inline lanes_codes larger_codes(lanes_codes a, lanes_codes b)
+{
+    lanes_codes first = (lanes_codes)(a > b);
+    return (a & first) | (b & ~first);
 }
 
 static inline float total(lanes v)

@@ -470,5 +470,5 @@ static bool works(void)
 }
 
 const fast_tile_kernels fast_linear_amx = {
-    .arranged_size = arranged_size, .arrange = arrange, .product = product,
+    .tokens = TILE_ROWS, .arranged_size = arranged_size, .arrange = arrange, .product = product,
     .scratch_size = scratch_size, .works = works};

@@ -23,13 +23,13 @@ static inline lanes decode_f16(const unsigned char *p)
 }
 
 /* quant.e4m3.1, quant.fp8.1. By way of binary16, whose subnormals cost nothing. */
-static inline void decode_fp8(const unsigned char *p, lanes scale, lanes w[4])
+static inline void decode_fp8(const unsigned char *p, lanes w[4])
 {
     for (int j = 0; j < 4; j += 2) {
         __m256i half = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i_u *)(p + 8 * j)));
         half = _mm256_and_si256(_mm256_slli_epi16(half, 7), _mm256_set1_epi16((short)0xbf80));
-        w[j] = (lanes)_mm256_cvtph_ps(_mm256_castsi256_si128(half)) * scale;
-        w[j + 1] = (lanes)_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1)) * scale;
+        w[j] = (lanes)_mm256_cvtph_ps(_mm256_castsi256_si128(half));
+        w[j + 1] = (lanes)_mm256_cvtph_ps(_mm256_extracti128_si256(half, 1));
     }
 }
 
@@ -67,6 +67,11 @@ static void arrange_fp4(const float *x, int64_t cols, float *out)
                 out[i] = pair[0];
                 out[i + 4] = pair[1];
             }
+}
+
+static inline lanes_codes larger_codes(lanes_codes a, lanes_codes b)
+{
+    return (lanes_codes)_mm256_max_epu8((__m256i)a, (__m256i)b);
 }
 
 /* Halves first, as lanes_sum. */

@@ -23,13 +23,13 @@ static inline lanes decode_f16(const unsigned char *p)
 }
 
 /* quant.e4m3.1, quant.fp8.1. By way of binary16, whose subnormals cost nothing. */
-static inline void decode_fp8(const unsigned char *p, lanes scale, lanes w[4])
+static inline void decode_fp8(const unsigned char *p, lanes w[4])
 {
     for (int j = 0; j < 4; j += 2) {
         __m512i half = _mm512_cvtepi8_epi16(_mm256_loadu_si256((const __m256i_u *)(p + 16 * j)));
         half = _mm512_and_si512(_mm512_slli_epi16(half, 7), _mm512_set1_epi16((short)0xbf80));
-        w[j] = (lanes)_mm512_cvtph_ps(_mm512_castsi512_si256(half)) * scale;
-        w[j + 1] = (lanes)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1)) * scale;
+        w[j] = (lanes)_mm512_cvtph_ps(_mm512_castsi512_si256(half));
+        w[j + 1] = (lanes)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1));
     }
 }
 
@@ -55,6 +55,11 @@ static void arrange_fp4(const float *x, int64_t cols, float *out)
         _mm512_storeu_ps(out + i, _mm512_permutex2var_ps(low, even, high));
         _mm512_storeu_ps(out + i + 16, _mm512_permutex2var_ps(low, odd, high));
     }
+}
+
+static inline lanes_codes larger_codes(lanes_codes a, lanes_codes b)
+{
+    return (lanes_codes)_mm512_max_epu8((__m512i)a, (__m512i)b);
 }
 
 /* Halves first, as lanes_sum. */

@@ -1,0 +1,292 @@
+/* Products of few tokens with FP4 weights, by instructions that multiply bytes: VNNI. An E2M1 code is a
+ * whole number of halves; what was quantised to E4M3 is, within a block of 128, a whole number of 18
+ * bits and a sign times a power of two. That number is written with three digits of base 256, each of
+ * -128 .. 127, so that sums are those of integers, exact, until a block's scale turns them into binary32.
+ *
+ * The bytes of one side have no sign: 12 is added to every weight, and 12 times the sum of the inputs
+ * taken away at the end.
+ *
+ * One output is summed in one order wherever it stands: lane l of a vector takes 8 weights of every
+ * block of 128, from place 8 l on; the blocks follow one another; the lanes are added at the end. */
+#include <immintrin.h>
+#include <limits.h>
+#include <string.h>
+
+#include "fast/kernels.h"
+
+enum {
+    BLOCK = 128,     /* weights: 64 bytes. Of inputs, what has one scale: linear.quant.1 */
+    GROUP = 4,       /* rows at once */
+    OFFSET = 12,     /* of weights, in halves */
+    BITS = 18,       /* of the largest input */
+    DIGITS = 3
+};
+
+/* A block of inputs. Bytes of `even` meet the low halves of a block's bytes, those of `odd` the high. */
+typedef struct {
+    struct { int8_t even[64], odd[64]; } digit[DIGITS]; /* the highest first */
+    int32_t offset[16];
+} input_block;
+
+/* .. after which come the exponents of the units, and the same for four scales of weights each. */
+static int64_t blocks(int64_t cols)
+{
+    return (cols + BLOCK - 1) / BLOCK;
+}
+
+static int64_t arranged_size(int64_t cols)
+{
+    return blocks(cols) * (int64_t)(sizeof(input_block) + 4 * sizeof(int32_t)) / 2;
+}
+
+static const int32_t *exponents(const uint16_t *arranged, int64_t cols)
+{
+    return (const int32_t *)((const input_block *)arranged + blocks(cols));
+}
+
+/* The exponent of the largest of a block's values; INT_MIN where all are 0, INT_MAX where one is no
+ * number that can be used. */
+static int largest_exponent(const __m512 v[8])
+{
+    __m512i largest = _mm512_setzero_si512();
+    for (int i = 0; i < 8; i++)
+        largest = _mm512_max_epu32(largest, _mm512_and_si512((__m512i)v[i], _mm512_set1_epi32(INT_MAX)));
+    unsigned bits = _mm512_reduce_max_epu32(largest);
+    if (bits == 0)
+        return INT_MIN;
+    return bits < 0x00800000 || bits >= 0x7f800000 ? INT_MAX : (int)(bits >> 23) - 127;
+}
+
+/* 16 whole numbers to their digits; carries go up. */
+static void split(__m512i x, __m128i digit[DIGITS])
+{
+    for (int i = DIGITS; i-- > 0;) {
+        digit[i] = _mm512_cvtepi32_epi8(x);
+        x = _mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8);
+    }
+}
+
+/* A block's values -> out; false where they are not whole numbers of units. */
+static bool arrange_block(const __m512 v[8], int exponent, input_block *out)
+{
+    const __m512i even =
+        _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    const __m512 to_units = _mm512_set1_ps((float)(BITS - 1 - exponent));
+    __mmask16 inexact = 0;
+    int32_t whole[BLOCK];
+    for (int i = 0; i < 8; i++) {
+        __m512 units = _mm512_scalef_ps(v[i], to_units);
+        __m512i number = _mm512_cvtps_epi32(units);
+        inexact |= _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(number), units, _CMP_NEQ_UQ);
+        _mm512_storeu_si512(whole + 16 * i, number);
+    }
+    for (int i = 0; i < 4; i++) {
+        __m512i low = _mm512_loadu_si512(whole + 32 * i), high = _mm512_loadu_si512(whole + 32 * i + 16);
+        __m128i digit[DIGITS];
+        split(_mm512_permutex2var_epi32(low, even, high), digit);
+        for (int j = 0; j < DIGITS; j++)
+            _mm_storeu_si128((__m128i_u *)(out->digit[j].even + 16 * i), digit[j]);
+        split(_mm512_permutex2var_epi32(low, odd, high), digit);
+        for (int j = 0; j < DIGITS; j++)
+            _mm_storeu_si128((__m128i_u *)(out->digit[j].odd + 16 * i), digit[j]);
+    }
+    for (int i = 0; i < 16; i++) {
+        int32_t sum = 0;
+        for (int j = 0; j < 8; j++)
+            sum += whole[8 * i + j];
+        out->offset[i] = -OFFSET * sum;
+    }
+    return inexact == 0;
+}
+
+/* One token. */
+static int arrange(const float *x, int64_t x_stride, int64_t tokens, int64_t cols, uint16_t *arranged)
+{
+    input_block *out = (input_block *)arranged;
+    int32_t *exponent = (int32_t *)(out + blocks(cols));
+    (void)x_stride;
+    (void)tokens;
+    for (int64_t i = 0; i < cols; i += BLOCK, out++, exponent += 4) {
+        __m512 v[8];
+        for (int j = 0; j < 8; j++) {
+            int64_t left = cols - i - 16 * j;
+            __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1 << left) - 1) : 0;
+            v[j] = _mm512_maskz_loadu_ps(mask, x + i + 16 * j);
+        }
+        int largest = largest_exponent(v);
+        if (largest == INT_MAX)
+            return INT_MIN;
+        if (largest == INT_MIN)
+            largest = 0;
+        if (!arrange_block(v, largest, out))
+            return INT_MIN;
+        for (int j = 0; j < 4; j++)
+            exponent[j] = largest - (BITS - 1) - 1; /* and weights are counted in halves */
+    }
+    return 0;
+}
+
+/* Whether all of the scales of rows begin .. end - 1 times a token's units are normal numbers that
+ * cannot lead out of binary32. */
+static bool scales_fit(const dsv4_matrix *w, int64_t begin, int64_t end, const int32_t *unit)
+{
+    enum { LEAST = 1, MOST = 254 - 64, NOT_A_NUMBER = 255 };
+    const uint8_t *scales = w->scale + begin * (w->cols / 32);
+    const int64_t count = (end - begin) * (w->cols / 32);
+    __m512i small = _mm512_set1_epi8(-1), large = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += 64) {
+        __mmask64 mask = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
+        __m512i some = _mm512_maskz_loadu_epi8(mask, scales + i);
+        small = _mm512_mask_min_epu8(small, mask, small, some);
+        large = _mm512_max_epu8(large, some);
+    }
+    uint8_t smallest[64], largest[64];
+    _mm512_storeu_si512(smallest, small);
+    _mm512_storeu_si512(largest, large);
+    int low = 255, high = 0, least = unit[0], most = unit[0];
+    for (int i = 0; i < 64; i++) {
+        low = smallest[i] < low ? smallest[i] : low;
+        high = largest[i] > high ? largest[i] : high;
+    }
+    for (int64_t i = 0; i < 4 * blocks(w->cols); i++) {
+        least = unit[i] < least ? unit[i] : least;
+        most = unit[i] > most ? unit[i] : most;
+    }
+    return low + least >= LEAST && high + most <= MOST && high != NOT_A_NUMBER;
+}
+
+/* A row's scales times the units of a token -> out [4 blocks]. quant.e8m0.1 */
+static void scale_units(const dsv4_matrix *w, int64_t row, const int32_t *unit, float *out)
+{
+    const int64_t count = w->cols / 32;
+    const uint8_t *scales = w->scale + row * count;
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        __m512i code = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)(scales + i)));
+        __m512i sum = _mm512_add_epi32(code, _mm512_loadu_si512(unit + i));
+        _mm512_storeu_si512(out + i, _mm512_slli_epi32(sum, 23));
+    }
+    for (; i < count; i++) {
+        int32_t bits = (scales[i] + unit[i]) << 23;
+        memcpy(out + i, &bits, sizeof bits);
+    }
+}
+
+/* The sums of a block of 64 bytes, quant.e2m1.1, quant.fp4.1. `part` is the part of the bytes that is there. */
+static inline __m512i sums(__m512i bytes, const input_block *x)
+{
+    const __m512i table = _mm512_broadcast_i32x4(
+        _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
+    const __m512i half = _mm512_set1_epi8(15);
+    __m512i even = _mm512_shuffle_epi8(table, _mm512_and_si512(bytes, half));
+    __m512i odd = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(bytes, 4), half));
+    /* Short chains, one for each digit. */
+    __m512i sum[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(),
+                           _mm512_loadu_si512(x->offset)};
+#pragma GCC unroll 3
+    for (int i = 0; i < DIGITS; i++)
+        sum[i] = _mm512_dpbusd_epi32(sum[i], even, _mm512_loadu_si512(x->digit[i].even));
+#pragma GCC unroll 3
+    for (int i = 0; i < DIGITS; i++)
+        sum[i] = _mm512_dpbusd_epi32(sum[i], odd, _mm512_loadu_si512(x->digit[i].odd));
+    return _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(sum[0], 16),
+                                             _mm512_slli_epi32(sum[1], 8)), sum[2]);
+}
+
+/* The scales of a block's four parts, each for four lanes. */
+static inline __m512 spread(const float *scales)
+{
+    const __m512i place = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return _mm512_permutexvar_ps(place, _mm512_broadcast_f32x4(_mm_loadu_ps(scales)));
+}
+
+/* Halves first. */
+static inline float total(__m512 v)
+{
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+
+/* Binary32 to bf16, ties to even; NaN stays. */
+static inline float round_to_bf16(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    if ((bits & 0x7fffffff) <= 0x7f800000)
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    memcpy(&value, &bits, sizeof bits);
+    return value;
+}
+
+/* `rows` rows, a constant, from row `row` on, and one token. scales [rows, 4 blocks]. Rows follow one
+ * another: the next group is one stretch, of which every step fetches its share. */
+static inline __attribute__((always_inline)) void dots(const fast_product *p, int rows, int64_t row,
+                                                       int64_t t, const uint16_t *arranged,
+                                                       const float *scales)
+{
+    const int64_t cols = p->w->cols, bytes = cols / 2, whole = cols / BLOCK, room = 4 * blocks(cols);
+    const unsigned char *data = (const unsigned char *)p->w->data + row * bytes;
+    const input_block *x = (const input_block *)arranged;
+    __m512 sum[GROUP];
+    for (int r = 0; r < rows; r++)
+        sum[r] = _mm512_setzero_ps();
+    for (int64_t i = 0; i < whole; i++)
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; r++) {
+            __builtin_prefetch(data + rows * (bytes + 64 * i) + 64 * r, 0, 2);
+            __m512i bytes_of_row = _mm512_loadu_si512(data + r * bytes + 64 * i);
+            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums(bytes_of_row, x + i)),
+                                     spread(scales + r * room + 4 * i), sum[r]);
+        }
+    for (int r = 0; r < rows; r++) {
+        if (whole < blocks(cols)) {
+            __mmask64 mask = (1ull << (bytes - 64 * whole)) - 1;
+            __m512i rest = _mm512_maskz_loadu_epi8(mask, data + r * bytes + 64 * whole);
+            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums(rest, x + whole)),
+                                     spread(scales + r * room + 4 * whole), sum[r]);
+        }
+        float y = total(sum[r]);
+        p->y[t * p->y_stride + row + r - p->first] = p->round ? round_to_bf16(y) : y; /* linear.round.1 */
+    }
+}
+
+static bool product(const fast_product *p, int64_t begin, int64_t end, float *scales)
+{
+    const int64_t cols = p->w->cols, room = 4 * blocks(cols), size = arranged_size(cols);
+    for (int64_t t = 0; t < p->T; t++)
+        if (p->lowest_bit[t] == INT_MIN ||
+            !scales_fit(p->w, begin, end, exponents(p->arranged + t * size, cols)))
+            return false;
+    memset(scales, 0, (size_t)(GROUP * room) * sizeof *scales); /* what is beyond the last column */
+    int rows;
+    for (int64_t row = begin; row < end; row += rows) {
+        rows = row + GROUP <= end ? GROUP : 1;
+        for (int64_t t = 0; t < p->T; t++) {
+            const uint16_t *x = p->arranged + t * size;
+            for (int r = 0; r < rows; r++)
+                scale_units(p->w, row + r, exponents(x, cols), scales + r * room);
+            if (rows == GROUP)
+                dots(p, GROUP, row, t, x, scales);
+            else
+                dots(p, 1, row, t, x, scales);
+        }
+    }
+    return true;
+}
+
+static int64_t scratch_size(const fast_product *p)
+{
+    return GROUP * 4 * blocks(p->w->cols);
+}
+
+static bool works(void)
+{
+    return true;
+}
+
+const fast_tile_kernels fast_linear_digits = {
+    .tokens = 1, .arranged_size = arranged_size, .arrange = arrange, .product = product,
+    .scratch_size = scratch_size, .works = works};
