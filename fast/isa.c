@@ -5,12 +5,12 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define ROW(name, level, tiles) \
-    {name, &fast_linear_##level, tiles, &fast_quant_##level, &fast_rmsnorm_##level, \
+#define ROW(name, level, tiles, index_tiles) \
+    {name, &fast_linear_##level, tiles, index_tiles, &fast_quant_##level, &fast_rmsnorm_##level, \
      &fast_rope_##level, &fast_hadamard_##level, &fast_mhc_##level, &fast_compressor_##level, \
      &fast_indexer_##level, &fast_core_attn_##level, &fast_expert_##level}
 
-static const fast_kernels portable = ROW("portable", portable, NULL);
+static const fast_kernels portable = ROW("portable", portable, NULL, NULL);
 
 #ifdef __x86_64__
 
@@ -18,8 +18,9 @@ static const fast_kernels portable = ROW("portable", portable, NULL);
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const fast_kernels avx2 = ROW("avx2", avx2, NULL), avx512 = ROW("avx512", avx512, NULL),
-                          amx = ROW("amx", avx512, &fast_linear_amx);
+static const fast_kernels avx2 = ROW("avx2", avx2, NULL, NULL),
+                          avx512 = ROW("avx512", avx512, NULL, NULL),
+                          amx = ROW("amx", avx512, &fast_linear_amx, &fast_indexer_amx);
 
 /* Bits of cpuid, and of the register that says which states the system saves. */
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
