@@ -142,8 +142,7 @@ static void unpack(const uint8_t *codes, const uint8_t *scales, int64_t d_i, int
         E2M1, E2M1, E2M1, E2M1
 #undef E2M1
     };
-    code_vector table;
-    memcpy(&table, values, sizeof table);
+    const code_vector table = LOAD_CODES(values);
     byte_keys *out = (byte_keys *)((char *)keys + sizeof(key_scales));
     const int64_t blocks = d_i / FP4;
     for (int64_t b = 0; b < blocks; b++, out++) {
@@ -169,7 +168,7 @@ static void unpack(const uint8_t *codes, const uint8_t *scales, int64_t d_i, int
                 code = code | CODES(slli_epi16)(code, 4); /* each code in a byte of its own */
                 code = code & CODES(set1_epi8)(15);
                 code = CODES(shuffle_epi8)(table, code);
-                memcpy(out->pair[g][i], &code, sizeof code);
+                STORE_CODES(out->pair[g][i], code);
             }
     }
 }
@@ -208,10 +207,9 @@ static inline void score_heads(const byte_query *q, int64_t h, const byte_keys *
 #pragma GCC unroll 2
         for (int j = 0; j < PAIRS; j++) {
             code_vector key[AT_ONCE];
-            memcpy(key, keys[b].pair[group][j], sizeof key[0]);
-            if (AT_ONCE == 2)
-                memcpy(&key[AT_ONCE - 1], keys[b].pair[group + 1 < GROUPS ? group + 1 : group][j],
-                       sizeof key[0]);
+#pragma GCC unroll 2
+            for (int v = 0; v < AT_ONCE; v++)
+                key[v] = LOAD_CODES(keys[b].pair[group + v][j]);
 #pragma GCC unroll 8
             for (int i = 0; i < HEADS; i++) {
                 code_vector both = CODES(set1_epi32)((int)q->pair[at + i * q->blocks][j]);

@@ -123,31 +123,44 @@ static inline void gather_scales(const uint8_t *scales, int64_t blocks, int64_t 
 #if LANES == 16
 typedef __m512i code_vector;
 #define CODES(name) _mm512_##name
+#define LOAD_CODES(p) _mm512_loadu_si512(p)
+#define STORE_CODES(p, v) _mm512_storeu_si512(p, v)
 #else
 typedef __m256i code_vector;
 #define CODES(name) _mm256_##name
+#define LOAD_CODES(p) _mm256_loadu_si256((const __m256i_u *)(p))
+#define STORE_CODES(p, v) _mm256_storeu_si256((__m256i_u *)(p), v)
 #endif
+
+/* 16 bytes at each of some places; 0 where there is none. */
+static inline code_vector load_parts(const uint8_t *p, int64_t stride, int64_t count)
+{
+    __m128i part[4];
+#pragma GCC unroll 4
+    for (int j = 0; j < LANES / 4; j++)
+        part[j] = 16 * j < count ? _mm_loadu_si128((const __m128i_u *)(p + 16 * j * stride))
+                                 : _mm_setzero_si128();
+#if LANES == 16
+    __m512i v = _mm512_castsi128_si512(part[0]);
+    v = _mm512_inserti32x4(v, part[1], 1);
+    v = _mm512_inserti32x4(v, part[2], 2);
+    return _mm512_inserti32x4(v, part[3], 3);
+#else
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(part[0]), part[1], 1);
+#endif
+}
 
 /* 16 bytes of each of FAST_KEYS keys, which are `stride` apart -> out [16, FAST_KEYS]: byte i of all keys in
  * row i. */
 static inline void turn_codes(const uint8_t *codes, int64_t stride, int64_t count,
                               uint8_t out[16][FAST_KEYS])
 {
-    enum { PARTS = LANES / 4, TURNED = 16 * PARTS };
+    enum { TURNED = 4 * LANES };
     for (int first = 0; first < FAST_KEYS; first += TURNED) {
         code_vector v[16];
 #pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-            __m128i part[PARTS];
-#pragma GCC unroll 4
-            for (int j = 0; j < PARTS; j++) {
-                int64_t key = first + 16 * j + i;
-                part[j] = key < count
-                              ? _mm_loadu_si128((const __m128i_u *)(codes + key * stride))
-                              : _mm_setzero_si128();
-            }
-            memcpy(&v[i], part, sizeof v[i]);
-        }
+        for (int i = 0; i < 16; i++)
+            v[i] = load_parts(codes + (first + i) * stride, stride, count - first - i);
         /* Each round moves one bit of a key's number into the place within a row. */
 #pragma GCC unroll 4
         for (int round = 0; round < 4; round++) {
@@ -163,7 +176,7 @@ static inline void turn_codes(const uint8_t *codes, int64_t stride, int64_t coun
         }
 #pragma GCC unroll 16
         for (int i = 0; i < 16; i++)
-            memcpy(out[i] + first, &v[i], sizeof v[i]);
+            STORE_CODES(out[i] + first, v[i]);
     }
 }
 
