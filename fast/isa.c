@@ -46,7 +46,10 @@ static bool tiles_exist(unsigned seven_edx)
 
 #else
 
-/* Linux lets a process use the tile registers, which are large, only if it asks. */
+/* Linux lets a process use the tile registers, which are large, only if it asks: once, for all of its
+ * threads, those that exist already too. It says no if one of them has a signal stack too small for the
+ * state that a signal saves from then on. What shapes the tiles have, each thread says for itself, in every
+ * piece of work. */
 static bool tiles_granted(void)
 {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
@@ -66,7 +69,7 @@ static bool tiles_work(unsigned seven_edx)
 {
     static atomic_int known; /* 1: no, 2: yes */
     if (known == 0)
-        known = tiles_exist(seven_edx) && fast_linear_amx.works() ? 2 : 1;
+        known = tiles_exist(seven_edx) && fast_linear_amx.works() && fast_indexer_amx.works() ? 2 : 1;
     return known == 2;
 }
 
@@ -148,9 +151,8 @@ const fast_kernels *fast_level(const char *cap, dsv4_error *err)
     static const char *const names[] = {"portable", "avx2", "avx512", "amx"};
     int count, rank = -1;
     const fast_kernels *const *levels = fast_levels(&count);
-    /* The tiles of amx have run on their emulation only, and so wait to be asked for. */
     if (cap == NULL || cap[0] == '\0')
-        return levels[(count < 3 ? count : 3) - 1];
+        return levels[count - 1];
     for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
         if (strcmp(cap, names[i]) == 0)
             rank = i;

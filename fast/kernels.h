@@ -179,7 +179,8 @@ extern const fast_coded_kernels fast_indexer_amx;
 const fast_kernels *const *fast_levels(int *count);
 
 /* The best level that the machine has and that is not above `cap`: "portable", "avx2", "avx512" or
- * "amx"; NULL or "": avx512, until amx has run on a machine that has it. NULL with a line in `err` where there is no such level. */
+ * "amx"; NULL or "": any. A machine has amx only if the system grants it and small products come out right.
+ * NULL with a line in `err` where there is no such level. */
 const fast_kernels *fast_level(const char *cap, dsv4_error *err);
 
 #endif
