@@ -135,7 +135,9 @@ typedef struct {
     const sublayer *s;
     int64_t first, rows;
     int64_t width;      /* the most entries that one of these rows may see */
-    int64_t key_items;  /* items that the keys of one row are cut into */
+    int64_t teams;      /* rows that follow one another in a sequence score their keys together .. */
+    int64_t *team;      /* .. [teams + 1]: the first row of each, less `first` */
+    int64_t key_items;  /* items that the keys of one team are cut into */
     float *score;       /* [rows, width] */
     int64_t kept;       /* the most entries that a row keeps */
     int64_t *selected;  /* [rows, kept] */
@@ -169,14 +171,31 @@ static void score_keys(void *context, int64_t item, int worker)
     const batch *b = context;
     const sublayer *s = b->s;
     const dsv4_config *config = s->c->config;
-    int64_t i = item / b->key_items, row = b->first + i, n_i = config->index_n_heads;
-    int64_t first = item % b->key_items * KEYS_PER_ITEM;
-    int64_t count = smaller(visible_to(s, row) - first, KEYS_PER_ITEM);
-    if (count > 0)
-        fast_index_scores(s->c, s->iq + row * n_i * config->index_head_dim, s->w + row * n_i,
-                          &state_of(s, row)->index.entries, first, count,
-                          b->score + i * b->width + first,
-                          b->index_scratch + worker * b->index_scratch_size);
+    int64_t i = b->team[item / b->key_items], end = b->team[item / b->key_items + 1];
+    int64_t row = b->first + i, n_i = config->index_n_heads;
+    int64_t first = item % b->key_items * KEYS_PER_ITEM, count[FAST_INDEX_ROWS];
+    for (int64_t j = i; j < end; j++)
+        count[j - i] = smaller(visible_to(s, b->first + j) - first, KEYS_PER_ITEM);
+    const fast_index_rows rows = {end - i, s->iq + row * n_i * config->index_head_dim,
+                                  s->w + row * n_i, count, b->score + i * b->width + first,
+                                  b->width};
+    fast_index_scores(s->c, &rows, &state_of(s, row)->index.entries, first,
+                      b->index_scratch + worker * b->index_scratch_size);
+}
+
+/* As many teams, or more, as keep all threads at work. */
+static void form_teams(batch *b)
+{
+    const sublayer *s = b->s;
+    int64_t most = b->rows * b->key_items / (4 * fast_pool_threads(s->c->pool));
+    most = most < 1 ? 1 : smaller(most, FAST_INDEX_ROWS);
+    b->team = FAST_TAKE(s->c, int64_t, b->rows + 1);
+    b->teams = 0;
+    for (int64_t i = 0; i < b->rows; i++)
+        if (i == 0 || i - b->team[b->teams - 1] == most ||
+            s->segment_of[b->first + i] != s->segment_of[b->first + i - 1])
+            b->team[b->teams++] = i;
+    b->team[b->teams] = b->rows;
 }
 
 static void select_keys(void *context, int64_t i, int worker)
@@ -215,7 +234,8 @@ static void choose(batch *b)
         b->index_scratch_size = fast_index_scratch(c);
         b->index_scratch = FAST_TAKE(c, float, threads * b->index_scratch_size);
         b->select_scratch = FAST_TAKE(c, uint32_t, threads * b->width);
-        fast_pool_run(c->pool, b->rows * b->key_items, score_keys, b);
+        form_teams(b);
+        fast_pool_run(c->pool, b->teams * b->key_items, score_keys, b);
         if (!watched(s))
             fast_pool_run(c->pool, b->rows, select_keys, b);
     }

@@ -263,12 +263,20 @@ int64_t fast_visible(int64_t position, int64_t ratio);
 void fast_index_query(const fast_context *c, const float *angles, int64_t T, float *iq);
 /* w [T, n_i] holds weights_proj u': scaled in place. */
 void fast_index_weights(const fast_context *c, int64_t T, float *w);
-/* iq [n_i, d_i], w [n_i] of one row, keys first .. -> score [count], by one thread. `scratch`:
- * see below. */
-void fast_index_scores(const fast_context *c, const float *iq, const float *w,
-                       const fast_entries *keys, int64_t first, int64_t count, float *score,
-                       float *scratch);
-int64_t fast_index_scratch(const fast_context *c); /* values of `scratch` */
+/* Rows that see keys of the same sequence. */
+typedef struct {
+    int64_t rows;
+    const float *iq, *w;   /* [rows, n_i, d_i], [rows, n_i] */
+    const int64_t *count;  /* [rows]: how many keys each of them scores; none, if it is not positive */
+    float *score;          /* [rows, count] at `stride` */
+    int64_t stride;
+} fast_index_rows;
+
+/* The scores of keys first, first + 1, .. for these rows, by one thread. `scratch`: see below. */
+void fast_index_scores(const fast_context *c, const fast_index_rows *rows, const fast_entries *keys,
+                       int64_t first, float *scratch);
+enum { FAST_INDEX_ROWS = 8 }; /* that share what is done once for keys; more do so in several goes */
+int64_t fast_index_scratch(const fast_context *c); /* values of `scratch`: a multiple of 16 */
 /* The k best of `count` scores (all, if fewer), best first, of equals the lower index first ->
  * selected; returns how many. scratch [count]. */
 int64_t fast_select(const float *score, int64_t count, int64_t k, int64_t *selected,

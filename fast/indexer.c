@@ -52,27 +52,130 @@ void fast_index_weights(const fast_context *c, int64_t T, float *w)
 
 /* ---- scores ---- */
 
-enum { KEYS_AT_ONCE = 64 }; /* a multiple of every level's tile */
+/* Tiles sum in another order: for all rows or for none, so that chunks and batches stay without effect. */
+static const fast_coded_kernels *coded_kernels(const fast_context *c)
+{
+    if (!c->released || c->config->index_head_dim % 32 != 0)
+        return NULL;
+    if (c->kernels->index_tiles != NULL && !c->deterministic)
+        return c->kernels->index_tiles;
+    return c->kernels->indexer->coded;
+}
+
+static int64_t rounded(int64_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+/* What a thread needs: keys in binary32, and coded kernels' own forms of keys and of rows. */
+typedef struct {
+    float *values; /* [FAST_KEYS, d_i] */
+    char *keys, *query;
+    int64_t query_size;
+    int64_t size; /* of all, bytes */
+} room;
+
+static room divide_room(const fast_context *c, float *scratch)
+{
+    int64_t n_i = c->config->index_n_heads, d_i = c->config->index_head_dim;
+    const fast_coded_kernels *coded = coded_kernels(c);
+    room r = {.values = scratch, .size = rounded(FAST_KEYS * d_i * (int64_t)sizeof(float))};
+    if (coded == NULL)
+        return r;
+    int64_t keys = r.size;
+    r.size += rounded(coded->keys_size(d_i));
+    int64_t query = r.size;
+    r.query_size = rounded(coded->query_size(n_i, d_i));
+    r.size += FAST_INDEX_ROWS * r.query_size;
+    if (scratch != NULL) {
+        r.keys = (char *)scratch + keys;
+        r.query = (char *)scratch + query;
+    }
+    return r;
+}
 
 int64_t fast_index_scratch(const fast_context *c)
 {
-    return KEYS_AT_ONCE * c->config->index_head_dim;
+    return divide_room(c, NULL).size / (int64_t)sizeof(float);
 }
 
-void fast_index_scores(const fast_context *c, const float *iq, const float *w,
-                       const fast_entries *keys, int64_t first, int64_t count, float *score,
-                       float *scratch)
+/* Up to FAST_KEYS keys from `first` on, number `i` and up of those that are asked for, in binary32. Row
+ * `row` wants those that have a bit in `wanted`; all rows want all of them where `row` is -1. */
+static void score_values(const fast_context *c, const fast_index_rows *rows, const fast_entries *keys,
+                         int64_t first, int64_t i, int64_t count, float *values, int64_t row,
+                         uint64_t wanted)
 {
     int64_t n_i = c->config->index_n_heads, d_i = c->config->index_head_dim;
-    const fast_indexer_kernels *k = c->kernels->indexer;
-    if (keys->values != NULL) {
-        k->scores(iq, w, keys->values + first * d_i, n_i, d_i, count, c->released, score);
-        return;
+    const float *from = values;
+    if (keys->values != NULL)
+        from = keys->values + (first + i) * d_i;
+    else
+        fast_entries_get(c, keys, first + i, count, values);
+    int64_t begin = row < 0 ? 0 : row, end = row < 0 ? rows->rows : row + 1;
+    for (int64_t r = begin; r < end; r++) {
+        int64_t some = rows->count[r] - i < count ? rows->count[r] - i : count;
+        float score[FAST_KEYS];
+        if (some > 0)
+            c->kernels->indexer->scores(rows->iq + r * n_i * d_i, rows->w + r * n_i, from, n_i, d_i,
+                                        some, c->released, score);
+        for (int64_t j = 0; j < some; j++)
+            if (wanted >> j & 1)
+                rows->score[r * rows->stride + i + j] = score[j];
     }
-    for (int64_t i = 0; i < count; i += KEYS_AT_ONCE) {
-        int64_t some = count - i < KEYS_AT_ONCE ? count - i : KEYS_AT_ONCE;
-        fast_entries_get(c, keys, first + i, some, scratch);
-        k->scores(iq, w, scratch, n_i, d_i, some, c->released, score + i);
+}
+
+/* At most FAST_INDEX_ROWS rows, from keys as they are stored. */
+static void score_coded(const fast_context *c, const fast_coded_kernels *coded,
+                        const fast_index_rows *rows, const fast_entries *keys, int64_t first,
+                        int64_t most, const room *r)
+{
+    int64_t n_i = c->config->index_n_heads, d_i = c->config->index_head_dim;
+    for (int64_t row = 0; row < rows->rows; row++)
+        if (rows->count[row] > 0)
+            coded->arrange(rows->iq + row * n_i * d_i, rows->w + row * n_i, n_i, d_i,
+                           r->query + row * r->query_size);
+    if (coded->begin != NULL)
+        coded->begin();
+    for (int64_t i = 0; i < most; i += FAST_KEYS) {
+        int64_t count = most - i < FAST_KEYS ? most - i : FAST_KEYS;
+        coded->unpack(keys->codes + (first + i) * (d_i / 2), keys->scales + (first + i) * (d_i / 32),
+                      d_i, count, r->keys);
+        for (int64_t row = 0; row < rows->rows; row++) {
+            int64_t some = rows->count[row] - i < count ? rows->count[row] - i : count;
+            uint64_t left = 0;
+            if (some > 0)
+                left = coded->scores(r->query + row * r->query_size, r->keys, some,
+                                     rows->score + row * rows->stride + i);
+            if (left != 0)
+                score_values(c, rows, keys, first, i, some, r->values, row, left);
+        }
+    }
+    if (coded->end != NULL)
+        coded->end();
+}
+
+void fast_index_scores(const fast_context *c, const fast_index_rows *rows, const fast_entries *keys,
+                       int64_t first, float *scratch)
+{
+    int64_t n_i = c->config->index_n_heads, d_i = c->config->index_head_dim;
+    const room r = divide_room(c, scratch);
+    const fast_coded_kernels *coded = keys->codes != NULL ? coded_kernels(c) : NULL;
+    for (int64_t row = 0; row < rows->rows; row += FAST_INDEX_ROWS) {
+        fast_index_rows some = *rows;
+        some.rows = rows->rows - row < FAST_INDEX_ROWS ? rows->rows - row : FAST_INDEX_ROWS;
+        some.iq += row * n_i * d_i;
+        some.w += row * n_i;
+        some.count += row;
+        some.score += row * rows->stride;
+        int64_t most = 0;
+        for (int64_t i = 0; i < some.rows; i++)
+            most = some.count[i] > most ? some.count[i] : most;
+        if (coded != NULL)
+            score_coded(c, coded, &some, keys, first, most, &r);
+        else
+            for (int64_t i = 0; i < most; i += FAST_KEYS)
+                score_values(c, &some, keys, first, i, most - i < FAST_KEYS ? most - i : FAST_KEYS,
+                             r.values, -1, UINT64_MAX);
     }
 }
 

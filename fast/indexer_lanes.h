@@ -147,6 +147,10 @@ static void indexer_scores(const float *iq, const float *w, const float *keys, i
     }
 }
 
-const fast_indexer_kernels LEVEL_NAME(fast_indexer) = {indexer_scores};
+#ifndef INDEXER_CODED
+#define INDEXER_CODED NULL
+#endif
+
+const fast_indexer_kernels LEVEL_NAME(fast_indexer) = {indexer_scores, INDEXER_CODED};
 
 #endif

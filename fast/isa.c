@@ -5,12 +5,14 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define ROW(name, level, tiles, digits) \
-    {name, &fast_linear_##level, tiles, digits, &fast_quant_##level, &fast_rmsnorm_##level, \
-     &fast_rope_##level, &fast_hadamard_##level, &fast_mhc_##level, &fast_compressor_##level, \
-     &fast_indexer_##level, &fast_core_attn_##level, &fast_expert_##level}
+#define KERNELS(level) \
+    .linear = &fast_linear_##level, .quant = &fast_quant_##level, \
+    .rmsnorm = &fast_rmsnorm_##level, .rope = &fast_rope_##level, \
+    .hadamard = &fast_hadamard_##level, .mhc = &fast_mhc_##level, \
+    .compressor = &fast_compressor_##level, .indexer = &fast_indexer_##level, \
+    .core_attn = &fast_core_attn_##level, .expert = &fast_expert_##level
 
-static const fast_kernels portable = ROW("portable", portable, NULL, NULL);
+static const fast_kernels portable = {.name = "portable", KERNELS(portable)};
 
 #ifdef __x86_64__
 
@@ -18,10 +20,12 @@ static const fast_kernels portable = ROW("portable", portable, NULL, NULL);
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const fast_kernels avx2 = ROW("avx2", avx2, NULL, NULL),
-                          avx512 = ROW("avx512", avx512, NULL, NULL),
-                          avx512_vnni = ROW("avx512", avx512, NULL, &fast_linear_digits),
-                          amx = ROW("amx", avx512, &fast_linear_amx, &fast_linear_digits);
+static const fast_kernels
+    avx2 = {.name = "avx2", KERNELS(avx2)},
+    avx512 = {.name = "avx512", KERNELS(avx512)},
+    avx512_vnni = {.name = "avx512", KERNELS(avx512), .digits = &fast_linear_digits},
+    amx = {.name = "amx", KERNELS(avx512), .digits = &fast_linear_digits,
+           .tiles = &fast_linear_amx, .index_tiles = &fast_indexer_amx};
 
 /* Bits of cpuid, and of the register that says which states the system saves. */
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
@@ -48,7 +52,10 @@ static bool tiles_exist(unsigned seven_edx)
 
 #else
 
-/* Linux lets a process use the tile registers, which are large, only if it asks. */
+/* Linux lets a process use the tile registers, which are large, only if it asks: once, for all of its
+ * threads, those that exist already too. It says no if one of them has a signal stack too small for the
+ * state that a signal saves from then on. What shapes the tiles have, each thread says for itself, in every
+ * piece of work. */
 static bool tiles_granted(void)
 {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
@@ -68,7 +75,7 @@ static bool tiles_work(unsigned seven_edx)
 {
     static atomic_int known; /* 1: no, 2: yes */
     if (known == 0)
-        known = tiles_exist(seven_edx) && fast_linear_amx.works() ? 2 : 1;
+        known = tiles_exist(seven_edx) && fast_linear_amx.works() && fast_indexer_amx.works() ? 2 : 1;
     return known == 2;
 }
 
@@ -150,9 +157,8 @@ const fast_kernels *fast_level(const char *cap, dsv4_error *err)
     static const char *const names[] = {"portable", "avx2", "avx512", "amx"};
     int count, rank = -1;
     const fast_kernels *const *levels = fast_levels(&count);
-    /* The tiles of amx have run on their emulation only, and so wait to be asked for. */
     if (cap == NULL || cap[0] == '\0')
-        return levels[(count < 3 ? count : 3) - 1];
+        return levels[count - 1];
     for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
         if (strcmp(cap, names[i]) == 0)
             rank = i;

@@ -47,7 +47,7 @@ typedef struct {
      * an operand or a product is not a normal number: then y is undefined. */
     bool (*product)(const fast_product *p, int64_t begin, int64_t end, float *scratch);
     int64_t (*scratch_size)(const fast_product *p);
-    bool (*works)(void); /* a small product is what it should be on this machine */
+    bool (*works)(void); /* small products are what they should be on this machine; NULL: no doubt */
 } fast_tile_kernels;
 
 typedef struct {
@@ -93,10 +93,28 @@ typedef struct {
                  float *entry);
 } fast_compressor_kernels;
 
+/* The indexer's scores in RELEASED from keys as they are stored, FAST_KEYS at a time: unpacked once, for
+ * any number of rows. A key's score does not depend on the keys beside it. */
+enum { FAST_KEYS = 64 };
+typedef struct {
+    int64_t (*query_size)(int64_t n_i, int64_t d_i); /* bytes, as keys_size */
+    void (*arrange)(const float *iq, const float *w, int64_t n_i, int64_t d_i, void *query);
+    int64_t (*keys_size)(int64_t d_i);
+    /* codes [count, d_i / 2], scales [count, d_i / 32]; d_i is a multiple of 32 */
+    void (*unpack)(const uint8_t *codes, const uint8_t *scales, int64_t d_i, int64_t count,
+                   void *keys);
+    /* Of the first `count` keys -> score. Where bit i of the result is set, key i and this row have
+     * numbers that are beyond these kernels, and score[i] is undefined. */
+    uint64_t (*scores)(const void *query, const void *keys, int64_t count, float *score);
+    void (*begin)(void), (*end)(void); /* around calls of `scores`, on their thread; NULL: nothing */
+    bool (*works)(void);               /* as that of fast_tile_kernels */
+} fast_coded_kernels;
+
 typedef struct {
     /* iq [n_i, d_i], w [n_i], keys [count, d_i] -> score [count] */
     void (*scores)(const float *iq, const float *w, const float *keys, int64_t n_i, int64_t d_i,
                    int64_t count, bool released, float *score);
+    const fast_coded_kernels *coded; /* NULL: keys are unpacked to binary32 */
 } fast_indexer_kernels;
 
 /* A softmax over blocks of entries, in progress. */
@@ -125,8 +143,10 @@ typedef struct {
 typedef struct {
     const char *name; /* "portable", "avx2", "avx512", "amx" */
     const fast_linear_kernels *linear;
-    const fast_tile_kernels *tiles;  /* for many tokens; NULL in most */
-    const fast_tile_kernels *digits; /* for few tokens and FP4 weights; NULL in most */
+    /* NULL in most levels: */
+    const fast_tile_kernels *tiles;        /* in place of linear, for many tokens */
+    const fast_tile_kernels *digits;       /* in place of linear, for few tokens and FP4 weights */
+    const fast_coded_kernels *index_tiles; /* in place of indexer->coded */
     const fast_quant_kernels *quant;
     const fast_rmsnorm_kernels *rmsnorm;
     const fast_rope_kernels *rope;
@@ -153,8 +173,9 @@ typedef struct {
 FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
-extern const fast_tile_kernels fast_linear_amx;    /* what amx adds to avx512 */
 extern const fast_tile_kernels fast_linear_digits; /* what avx512 has where the machine has VNNI */
+extern const fast_tile_kernels fast_linear_amx;    /* what amx adds to avx512 */
+extern const fast_coded_kernels fast_indexer_amx;
 
 /* ---- isa.c ---- */
 
@@ -162,7 +183,8 @@ extern const fast_tile_kernels fast_linear_digits; /* what avx512 has where the 
 const fast_kernels *const *fast_levels(int *count);
 
 /* The best level that the machine has and that is not above `cap`: "portable", "avx2", "avx512" or
- * "amx"; NULL or "": avx512, until amx has run on a machine that has it. NULL with a line in `err` where there is no such level. */
+ * "amx"; NULL or "": any. A machine has amx only if the system grants it and small products come out right.
+ * NULL with a line in `err` where there is no such level. */
 const fast_kernels *fast_level(const char *cap, dsv4_error *err);
 
 #endif

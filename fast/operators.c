@@ -608,15 +608,16 @@ static fast_entries store_keys(task *t)
 
 static void indexer_score(task *t)
 {
-    int64_t T = size(t, "iq", 0), n_i = size(t, "iq", 1), d_i = size(t, "iq", 2);
-    int64_t G = size(t, "keys", 0);
+    int64_t T = size(t, "iq", 0), G = size(t, "keys", 0);
     const float *iq = values(t, "iq"), *w = values(t, "w");
     const fast_entries keys = store_keys(t);
     float *score = OUT(t, "score", T, G);
     float *scratch = FAST_TAKE(&t->fast, float, fast_index_scratch(&t->fast));
+    int64_t *count = FAST_TAKE(&t->fast, int64_t, T);
     for (int64_t i = 0; i < T; i++)
-        fast_index_scores(&t->fast, iq + i * n_i * d_i, w + i * n_i, &keys, 0, G, score + i * G,
-                          scratch);
+        count[i] = G;
+    const fast_index_rows rows = {T, iq, w, count, score, G};
+    fast_index_scores(&t->fast, &rows, &keys, 0, scratch);
 }
 
 static void indexer_select(task *t)

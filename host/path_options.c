@@ -10,8 +10,7 @@ static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "How --path fast computes:", 9},
     {"threads", KEY_THREADS, "N", 0, "Threads at work (default: one for each processor)", 9},
     {"isa", KEY_ISA, "LEVEL", 0, "Instructions of this level at most: portable, avx2, avx512 or amx. "
-     "Without it the environment variable DSV4_ISA counts, and then the best that the machine has "
-     "(amx has run on an emulation only: it is used where it is asked for)", 9},
+     "Without it the environment variable DSV4_ISA counts, and then the best that the machine has", 9},
     {"deterministic", KEY_DETERMINISTIC, NULL, 0, "The same bits for any number of threads, any "
      "chunks and batches, on one level of instructions. Up to avx512 that is so without it; amx then "
      "leaves its tiles aside", 9},

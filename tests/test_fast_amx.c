@@ -1,6 +1,7 @@
 /* The fast path's products by tiles (AMX): against ref/linear.c, against the level without tiles, and
- * against themselves in other company. The tile instructions are emulated in C; where the processor
- * has them, they are tested too.
+ * against themselves in other company. Every test runs twice: with the tile instructions replaced by C, and
+ * as it was compiled, with the processor's own instructions or, where it has none, with answers to its
+ * complaints (trap_amx.h).
  *
  * The error model: all products are exact, and a sum has at most cols / 32 + 19 additions in a row: 16 of
  * pairs, one between them, and one for each 32 channels; the results before it are no larger than the
@@ -15,6 +16,7 @@
 #ifdef __x86_64__
 
 #include "emulated_amx.h"
+#include "trap_amx.h"
 
 enum { DTYPES = 5 };
 static const dsv4_dtype dtypes[DTYPES] = {DSV4_F32, DSV4_BF16, DSV4_F16, DSV4_F8_E4M3, DSV4_I8};
@@ -35,11 +37,22 @@ static bool counted_product(const fast_product *p, int64_t begin, int64_t end, f
 typedef struct {
     small *s;
     fast_context tiles, plain; /* the same without tiles */
+    bool slow;                 /* every instruction is trapped */
 } pair;
 
 typedef void test_of_pair(pair *t);
 
-/* Runs a test with the emulated instructions and, if there are any, with the others. */
+/* Whether this processor has no tiles, but could run what stands around them. Then they are trapped. */
+static bool trapped(const fast_kernels *const *levels, int count)
+{
+    if (count > 3)
+        return false;
+    assert_null(levels[2]->tiles);
+    trap_amx_install();
+    return true;
+}
+
+/* Runs a test with the emulated instructions, and with those that were compiled. */
 static void each(void **state, int threads, test_of_pair *test)
 {
     small *s = *state;
@@ -47,24 +60,27 @@ static void each(void **state, int threads, test_of_pair *test)
     const fast_kernels *const *levels = fast_levels(&count);
     if (count < 3)
         skip();
-    const fast_kernels *found[2] = {levels[2], count > 3 ? levels[3] : NULL};
     assert_string_equal(levels[2]->name, "avx512");
-    for (int i = 0; i < 2 && found[i] != NULL; i++) {
+    for (int i = 0; i < 2; i++) {
         fast_kernels kernels = *levels[2];
-        spied = found[i]->tiles != NULL ? found[i]->tiles : &emulated_amx;
+        spied = i == 0 ? &emulated_amx : &fast_linear_amx;
         fast_tile_kernels spy = *spied;
         spy.product = counted_product;
         kernels.tiles = &spy;
         s->error = (dsv4_error){{0}};
         s->c.numerics = DSV4_RELEASED;
-        pair t = {.s = s, .tiles = {.config = &s->config, .released = true, .kernels = &kernels,
-                                    .pool = fast_pool_new(threads, &s->error),
-                                    .memory = fast_memory_new(), .error = &s->error}};
+        pair t = {.s = s, .slow = i == 1 && trapped(levels, count),
+                  .tiles = {.config = &s->config, .released = true, .kernels = &kernels,
+                            .pool = fast_pool_new(threads, &s->error),
+                            .memory = fast_memory_new(), .error = &s->error}};
         assert_non_null(t.tiles.pool);
         t.plain = t.tiles;
         t.plain.kernels = levels[2];
         taken = refused = 0;
+        int64_t before = trap_amx_count();
         test(&t);
+        if (threads == 1)
+            assert_int_equal(trap_amx_count() > before, t.slow);
         fast_memory_free(t.tiles.memory);
         fast_pool_free(t.tiles.pool);
     }
@@ -139,7 +155,7 @@ static void sizes(pair *t)
     static const struct { int64_t rows, cols; } odd[] = {
         {1, 1}, {5, 31}, {16, 32}, {17, 33}, {70, 48}, {64, 72}, {129, 127}, {31, 300}};
     small *s = t->s;
-    for (int64_t T = 1; T <= 70; T++)
+    for (int64_t T = 1; T <= 70; T += t->slow ? 9 : 1)
         for (int j = 0; j < DTYPES; j++) {
             bool codes = dtypes[j] == DSV4_F8_E4M3 || dtypes[j] == DSV4_I8;
             for (int kind = FAST_LINEAR; kind <= FAST_GROUPED; kind++) {
@@ -434,7 +450,7 @@ static void company(pair *t)
             dsv4_matrix w = small_random_matrix(s, dtypes[j], rows, cols, 1);
             float *x = inputs(s, T, cols), *y = floats(s, T * rows), *part = floats(s, T * STRIDE);
             run(&t->tiles, job_of((fast_linear_kind)kind, &w, x, T, y));
-            for (int64_t n = 5; n <= T; n += n < 36 ? 1 : 17) {
+            for (int64_t n = 5; n <= T; n += n < 36 && !t->slow ? 1 : 17) {
                 int64_t first = (n * 7 + j) % (T - n + 1), row = n % 67, end = rows - n * 3 % 50;
                 fast_linear_job job = {.kind = (fast_linear_kind)kind, .w = &w, .first = row,
                                        .rows = end - row, .x = x + first * cols, .T = n,
@@ -460,6 +476,64 @@ static void any_company(void **state)
     each(state, 3, company);
 }
 
+/* ---- what was compiled, and what was meant ---- */
+
+/* The same product by both. Trapped instructions give the same bits; those of a processor may sum the two
+ * halves of a pair in other ways, but not where sums are exact. */
+static void compare_with_emulation(small *s, dsv4_dtype dtype, int64_t rows, int64_t cols, int64_t T,
+                                   bool integers, bool same)
+{
+    const int64_t size = emulated_amx.arranged_size(cols), tiles = (T + emulated_amx.tokens - 1) / emulated_amx.tokens;
+    dsv4_matrix w = small_random_matrix(s, integers ? DSV4_F32 : dtype, rows, cols, 1);
+    float *x = inputs(s, T, cols), *weights = (float *)(uintptr_t)w.data;
+    for (int64_t i = 0; i < T * cols && integers; i++)
+        x[i] = (float)(i * 37 % 255 - 127);
+    for (int64_t i = 0; i < rows * cols && integers; i++)
+        weights[i] = (float)(i * 53 % 255 - 127);
+    const fast_tile_kernels *const kernels[] = {&emulated_amx, &fast_linear_amx};
+    uint16_t *arranged[2];
+    float *y[2];
+    for (int i = 0; i < 2; i++) {
+        int *lowest = small_alloc(s, tiles, sizeof *lowest);
+        arranged[i] = small_alloc(s, tiles * size, sizeof *arranged[i]);
+        y[i] = floats(s, T * rows);
+        for (int64_t tile = 0; tile < tiles; tile++)
+            lowest[tile] = kernels[i]->arrange(
+                x + tile * emulated_amx.tokens * cols, cols,
+                T - tile * emulated_amx.tokens < emulated_amx.tokens ? T - tile * emulated_amx.tokens : emulated_amx.tokens, cols,
+                arranged[i] + tile * size);
+        fast_product p = {.w = &w, .as_bf16 = true, .T = T, .y = y[i], .y_stride = rows,
+                          .arranged = arranged[i], .lowest_bit = lowest};
+        float *scratch = small_alloc(s, kernels[i]->scratch_size(&p), sizeof *scratch);
+        assert_true(kernels[i]->product(&p, 0, rows, scratch));
+    }
+    assert_memory_equal(arranged[0], arranged[1], (size_t)(tiles * size) * sizeof *arranged[0]);
+    double *values = small_values(s, &w);
+    for (int64_t i = 0; i < T * rows; i++) {
+        double magnitude = 0, off = fabs((double)y[0][i] - y[1][i]);
+        for (int64_t k = 0; k < cols; k++)
+            magnitude += fabs(values[i % rows * cols + k] * x[i / rows * cols + k]);
+        if (same || integers ? off != 0 : off > ((double)cols / 32 + 19) * 0x1p-23 * 1.01 * magnitude)
+            fail_msg("dtype %d, [%d, %d]: value %d is %a, emulated %a; seed %#llx", (int)w.dtype,
+                     (int)rows, (int)cols, (int)i, y[1][i], y[0][i], (unsigned long long)s->seed);
+    }
+}
+
+static void as_emulated(void **state)
+{
+    small *s = *state;
+    int count;
+    const fast_kernels *const *levels = fast_levels(&count);
+    if (count < 3)
+        skip();
+    bool same = trapped(levels, count);
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < DTYPES; j++) {
+            compare_with_emulation(s, dtypes[j], 70, 128, 16, i == 0, same);
+            compare_with_emulation(s, dtypes[j], 65, 256, 39, i == 0, same);
+        }
+}
+
 static void self_check(void **state)
 {
     (void)state;
@@ -468,6 +542,8 @@ static void self_check(void **state)
     if (count < 3)
         skip();
     assert_true(emulated_amx.works());
+    trapped(levels, count);
+    assert_true(fast_linear_amx.works());
     assert_null(levels[2]->tiles);
 }
 
@@ -492,6 +568,7 @@ int main(void)
         small_test(what_is_no_normal_number),
         small_test(weights_that_are_not_finite),
         small_test(any_company),
+        small_test(as_emulated),
         cmocka_unit_test(self_check),
 #else
         cmocka_unit_test(no_tiles),

@@ -208,6 +208,13 @@ static void compare_scores(small *s, const scoring *k, bool released, const floa
     assert_true(flips <= 1 + k->count / 100);
 }
 
+static void score_one(const fast_context *c, const scoring *k, int64_t first, int64_t count,
+                      float *score, float *scratch)
+{
+    const fast_index_rows row = {1, k->f_iq, k->f_w, &count, score, count};
+    fast_index_scores(c, &row, &k->entries, first, scratch);
+}
+
 /* The score of a key is the same in any range of keys that it stands in. */
 static void same_in_pieces(small *s, const fast_context *c, const scoring *k, const float *score)
 {
@@ -219,7 +226,7 @@ static void same_in_pieces(small *s, const fast_context *c, const scoring *k, co
         float untouched = again[0];
         for (int64_t g = 0; g < k->count; g += pieces[i]) {
             int64_t n = pieces[i] < k->count - g ? pieces[i] : k->count - g;
-            fast_index_scores(c, k->f_iq, k->f_w, &k->entries, g, n, again + g, scratch);
+            score_one(c, k, g, n, again + g, scratch);
             assert_memory_equal(&again[g + n], &untouched, sizeof untouched);
         }
         assert_memory_equal(again, score, (size_t)k->count * sizeof *score);
@@ -244,7 +251,7 @@ static void scores(void **state)
                 scoring k = make_scoring(s, &c, sizes[i].n_i, sizes[i].d_i, sizes[i].count);
                 float *score = small_alloc(s, k.count, sizeof *score);
                 float *scratch = small_alloc(s, fast_index_scratch(&c), sizeof *scratch);
-                fast_index_scores(&c, k.f_iq, k.f_w, &k.entries, 0, k.count, score, scratch);
+                score_one(&c, &k, 0, k.count, score, scratch);
                 compare_scores(s, &k, released, score);
                 same_in_pieces(s, &c, &k, score);
                 end(&c);

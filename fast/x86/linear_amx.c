@@ -435,38 +435,104 @@ static int64_t scratch_size(const fast_product *p)
     return panel_rows(p->w) * panel_stride(p->w) / 2;
 }
 
-/* Integers, whose sums are exact in any order; of tokens as many as squares and a column take. */
-static bool works(void)
+/* ---- the self-check: integers, whose sums are exact in any order ---- */
+
+enum { MOST_WEIGHTS = 1 << 16, MOST_ROWS = 128, MOST_COLS = 544, MOST_TOKENS = 48 };
+
+/* Weight `i` of a row whose scale is 2^doublings, as stored and in units of 2^-9 (FP8), 1/2 (FP4), 1. */
+static int store_weight(dsv4_dtype dtype, int64_t row, int64_t i, int64_t cols, unsigned char *data,
+                        int doublings)
 {
-    enum { rows = 70, tokens = 35, cols = 40, depth = 64, stride = depth + STAGGER };
-    uint16_t weights[rows * cols], arranged[3 * depth * TILE_ROWS];
-    _Alignas(64) float scratch[2 * ROWS * stride / 2];
-    float x[tokens * cols], y[tokens * rows];
-    int lowest[3];
-    dsv4_matrix w = {.dtype = DSV4_BF16, .rows = rows, .cols = cols, .data = weights};
-    for (int i = 0; i < rows * cols; i++) {
-        float value = (float)(i * 29 % 101 - 50);
-        uint32_t bits;
-        memcpy(&bits, &value, sizeof bits);
-        weights[i] = (uint16_t)(bits >> 16);
+    static const int8_t halves[8] = {0, 1, 2, 3, 4, 6, 8, 12};
+    const int64_t at = row * cols + i;
+    const int number = (int)((uint32_t)at * 29 % 101 + (uint32_t)row);
+    const int sign = number % 2 == 0 ? 1 : -1;
+    if (dtype == DSV4_I8) {
+        int code = number % 8, half = (code | (sign < 0 ? 8 : 0)) << (i % 2 == 0 ? 0 : 4);
+        data[at / 2] = (unsigned char)(i % 2 == 0 ? half : data[at / 2] | half);
+        return sign * halves[code] << doublings;
     }
-    for (int i = 0; i < tokens * cols; i++)
-        x[i] = (float)(i * 31 % 127 - 63);
-    for (int t = 0; t < tokens; t += TILE_ROWS)
-        lowest[t / TILE_ROWS] = arrange(x + t * cols, cols, tokens - t, cols,
+    if (dtype == DSV4_F8_E4M3) {
+        int code = number % 64, exponent = code >> 3, part = code & 7;
+        data[at] = (unsigned char)(code | (sign < 0 ? 0x80 : 0));
+        return sign * (exponent == 0 ? part : (8 + part) << (exponent - 1)) << doublings;
+    }
+    float value = (float)(sign * number);
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    uint16_t half = (uint16_t)(bits >> 16);
+    memcpy(data + 2 * at, &half, sizeof half);
+    return sign * number;
+}
+
+static bool rounds_to(float y, float exact, bool round)
+{
+    uint32_t bits;
+    memcpy(&bits, &exact, sizeof bits);
+    if (round)
+        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+    memcpy(&exact, &bits, sizeof exact);
+    return y == exact;
+}
+
+static bool multiplies(dsv4_dtype dtype, int rows, int cols, int tokens, bool round)
+{
+    static const float unit_of[] = {[DSV4_BF16] = 1, [DSV4_F8_E4M3] = 0x1p-9f, [DSV4_I8] = 0.5f};
+    unsigned char data[MOST_WEIGHTS] = {0};
+    uint8_t scale[MOST_ROWS * MOST_COLS / DEPTH];
+    int8_t x_of[MOST_TOKENS][MOST_COLS];
+    int16_t weights[MOST_COLS];
+    uint16_t arranged[(MOST_TOKENS / TILE_ROWS) * MOST_COLS * TILE_ROWS];
+    float x[TILE_ROWS * MOST_COLS], y[MOST_ROWS * MOST_TOKENS];
+    _Alignas(64) float scratch[MOST_WEIGHTS / 2];
+    int lowest[MOST_TOKENS / TILE_ROWS];
+    const int64_t block = dtype == DSV4_I8 ? DEPTH : 128, scales = (cols + block - 1) / block;
+    dsv4_matrix w = {.dtype = dtype, .rows = rows, .cols = cols, .data = data,
+                     .scale = dtype == DSV4_BF16 ? NULL : scale};
+    for (int i = 0; i < (int)sizeof scale; i++)
+        scale[i] = (uint8_t)(127 + i % 2);
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < cols; i++)
+            store_weight(dtype, row, i, cols, data, 0);
+    for (int t = 0; t < tokens; t++)
+        for (int i = 0; i < cols; i++)
+            x_of[t][i] = (int8_t)((t * cols + i) * 31 % 27 - 13);
+    fast_product p = {.w = &w, .round = round, .T = tokens, .y = y, .y_stride = rows,
+                      .arranged = arranged, .lowest_bit = lowest};
+    if (scratch_size(&p) > MOST_WEIGHTS / 2)
+        return false;
+    for (int t = 0; t < tokens; t += TILE_ROWS) {
+        int some = tokens - t < TILE_ROWS ? tokens - t : TILE_ROWS;
+        for (int i = 0; i < some * cols; i++)
+            x[i] = x_of[t + i / cols][i % cols];
+        lowest[t / TILE_ROWS] = arrange(x, cols, some, cols,
                                         arranged + t / TILE_ROWS * arranged_size(cols));
-    fast_product p = {.w = &w, .T = tokens, .y = y, .y_stride = rows, .arranged = arranged,
-                      .lowest_bit = lowest};
+    }
     if (!product(&p, 0, rows, scratch))
         return false;
-    for (int i = 0; i < tokens * rows; i++) {
-        int sum = 0;
-        for (int k = 0; k < cols; k++)
-            sum += ((i % rows * cols + k) * 29 % 101 - 50) * (int)x[i / rows * cols + k];
-        if (y[i] != (float)sum)
-            return false;
+    for (int64_t row = 0; row < rows; row++) {
+        for (int64_t i = 0; i < cols; i++) {
+            int64_t at = (dtype == DSV4_I8 ? row : row / 128) * scales + i / block;
+            weights[i] = (int16_t)store_weight(dtype, row, i, cols, data,
+                                               w.scale == NULL ? 0 : scale[at] - 127);
+        }
+        for (int t = 0; t < tokens; t++) {
+            int sum = 0;
+            for (int i = 0; i < cols; i++)
+                sum += weights[i] * x_of[t][i];
+            if (!rounds_to(y[t * rows + row], (float)sum * unit_of[dtype], round))
+                return false;
+        }
     }
     return true;
+}
+
+/* Each way to store weights; squares and columns of tiles, alone and together; one step and many. */
+static bool works(void)
+{
+    return multiplies(DSV4_BF16, 70, 40, 35, false) && multiplies(DSV4_BF16, 33, 32, 16, true) &&
+           multiplies(DSV4_F8_E4M3, 40, 300, 17, false) && multiplies(DSV4_F8_E4M3, 128, 128, 5, true) &&
+           multiplies(DSV4_I8, 34, 544, 20, false) && multiplies(DSV4_I8, 80, 96, 48, true);
 }
 
 const fast_tile_kernels fast_linear_amx = {

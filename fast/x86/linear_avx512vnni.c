@@ -282,11 +282,6 @@ static int64_t scratch_size(const fast_product *p)
     return GROUP * 4 * blocks(p->w->cols);
 }
 
-static bool works(void)
-{
-    return true;
-}
-
 const fast_tile_kernels fast_linear_digits = {
     .tokens = 1, .arranged_size = arranged_size, .arrange = arrange, .product = product,
-    .scratch_size = scratch_size, .works = works};
+    .scratch_size = scratch_size};

@@ -1,0 +1,15 @@
+/* Tile instructions (AMX) on a processor without them: each is an invalid instruction there, whose signal
+ * is answered with what it does. So code is tested as it was compiled, encodings, configuration and all,
+ * at some microseconds an instruction. Where the processor has them, there is nothing to answer. */
+#ifndef TESTS_TRAP_AMX_H
+#define TESTS_TRAP_AMX_H
+
+#include <stdint.h>
+
+/* From now on, in all threads. Other invalid instructions, and wrong use of these, end the process. */
+void trap_amx_install(void);
+
+/* Instructions that this thread has had answered. */
+int64_t trap_amx_count(void);
+
+#endif
