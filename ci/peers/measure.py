@@ -85,6 +85,16 @@ def size(path):
     return os.path.getsize(path)
 
 
+def check_slice(options):
+    """Ours has to be what theirs is."""
+    with open(os.path.join(options.model, "config.json")) as file:
+        config = json.load(file)
+    for key, wanted in (("hidden_size", 4096), ("compress_ratios", [0, 4, 128]),
+                        ("n_routed_experts", options.experts)):
+        if config.get(key) != wanted:
+            raise Failed("%s: %s: expected %s, got %s" % (options.model, key, wanted, config.get(key)))
+
+
 def machine(options):
     model, flags = platform.processor(), set()
     with open("/proc/cpuinfo") as file:
@@ -269,7 +279,7 @@ def compare(comparison, rounds, void, amx):
     mine, other = statistics.median(ours), statistics.median(theirs)
     ratio = mine / other if figure == "time" else other / mine
     each = [a / b if figure == "time" else b / a for a, b in zip(ours, theirs)]
-    state = ("void" if void else NO_AMX if peer == "vllm" and not amx else "no goal" if goal is None else
+    state = (NO_AMX if peer == "vllm" and not amx else "void" if void else "no goal" if goal is None else
              "met" if (ratio <= goal if figure == "time" else ratio >= goal) else "missed")
     return {"key": key, "text": text, "peer": PEERS[peer], "figure": figure, "goal": goal, "ours": mine,
             "theirs": other, "ratio": ratio, "least": min(each), "most": max(each), "state": state}
@@ -337,6 +347,8 @@ def main():
         raise Failed("%s: is of another machine, or other threads; move it away" % options.out)
     answer["machine"] = here
     wanted = [part for part in ("bench", "llama", "growth", "experts") if part in options.parts.split(",")]
+    if options.model:
+        check_slice(options)
     for part in wanted:
         if part == "bench":
             answer["bench"], answer["bench_other"] = bench(
