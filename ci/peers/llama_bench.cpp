@@ -153,6 +153,7 @@ int main(int argc, char **argv)
     params.n_ctx = (uint32_t)atoi(argv[4]);
     params.n_batch = 2048;
     params.n_ubatch = 512;
+    params.swa_full = false; // as its own programs have it: no more of the window's cache than the window
     params.n_threads = params.n_threads_batch = atoi(argv[2]);
     Bench bench;
     bench.context = llama_init_from_model(model, params);
