@@ -131,6 +131,13 @@ errata: $(BUILD)/tests/tool_museum ## rewrite docs/errata.md from the museum
 third-party: build ## other people's packages against the vectors; rewrites docs/conformance.md (needs Python)
 	$(Q)ci/third-party.sh $(BUILD)
 
+peers: build ## other people's programs in turn with ours, on the same slice (needs Python, 27 GB of disk)
+	$(Q)ci/peers.sh $(BUILD) $(PEERS)
+
+performance: ## rewrite the tables and the picture of docs/performance.md from what `make peers` has measured
+	$(Q)python3 ci/peers/performance.py $(or $(RESULTS),$(BUILD)/peers/results.json) docs/performance.md \
+	    docs/roofline.svg
+
 transformers-check: build ## compare with the transformers package (needs Python; installs into build/venv)
 	$(Q)ORACLE=$(abspath $(ORACLE)) ci/transformers-check.sh $(BUILD)
 
@@ -162,4 +169,5 @@ $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 
 .PHONY: help demo check setup build tests tools test asan tsan aarch64 coverage spec-check symbols \
-        spec-sync status vectors vectors-check mutants errata third-party transformers-check clean
+        spec-sync status vectors vectors-check mutants errata third-party peers performance \
+        transformers-check clean
