@@ -586,7 +586,7 @@ static void indexer_weights(task *t)
 
 /* Keys of the case as a state keeps them. In RELEASED that is as codes, for QDQ has made them; keys
  * that it has not made stay as they are. */
-static fast_entries store_keys(task *t)
+static fast_entries code_keys(task *t)
 {
     int64_t G = size(t, "keys", 0), d_i = size(t, "keys", 1);
     float *keys = values(t, "keys");
@@ -606,17 +606,45 @@ static fast_entries store_keys(task *t)
     return coded;
 }
 
+static fast_entries store_keys(task *t)
+{
+    dsv4_part before = fast_enter(&t->fast, DSV4_PART_OTHER); /* a pass finds them so */
+    fast_entries keys = code_keys(t);
+    fast_enter(&t->fast, before);
+    return keys;
+}
+
+/* The keys of one row are shared out among the threads, as in a pass. */
+typedef struct {
+    const task *t;
+    const fast_entries *keys;
+    const float *iq, *w;
+    int64_t n_i, d_i, items; /* of one row */
+    float *score, *scratch;
+    int64_t scratch_size;
+} scan;
+
+enum { KEYS_PER_ITEM = 4096 };
+
+static void scan_keys(void *context, int64_t item, int worker)
+{
+    const scan *s = context;
+    int64_t row = item / s->items, first = item % s->items * KEYS_PER_ITEM, G = s->keys->count;
+    int64_t count = G - first < KEYS_PER_ITEM ? G - first : KEYS_PER_ITEM;
+    fast_index_scores(&s->t->fast, s->iq + row * s->n_i * s->d_i, s->w + row * s->n_i, s->keys, first,
+                      count, s->score + row * G + first, s->scratch + worker * s->scratch_size);
+}
+
 static void indexer_score(task *t)
 {
-    int64_t T = size(t, "iq", 0), n_i = size(t, "iq", 1), d_i = size(t, "iq", 2);
-    int64_t G = size(t, "keys", 0);
-    const float *iq = values(t, "iq"), *w = values(t, "w");
+    int64_t T = size(t, "iq", 0), G = size(t, "keys", 0);
     const fast_entries keys = store_keys(t);
-    float *score = OUT(t, "score", T, G);
-    float *scratch = FAST_TAKE(&t->fast, float, fast_index_scratch(&t->fast));
-    for (int64_t i = 0; i < T; i++)
-        fast_index_scores(&t->fast, iq + i * n_i * d_i, w + i * n_i, &keys, 0, G, score + i * G,
-                          scratch);
+    scan s = {.t = t, .keys = &keys, .iq = values(t, "iq"), .w = values(t, "w"),
+              .n_i = size(t, "iq", 1), .d_i = size(t, "iq", 2), .score = OUT(t, "score", T, G)};
+    s.items = (G + KEYS_PER_ITEM - 1) / KEYS_PER_ITEM;
+    s.scratch_size = fast_index_scratch(&t->fast);
+    s.scratch = FAST_TAKE(&t->fast, float, s.scratch_size * fast_pool_threads(t->fast.pool));
+    fast_pool_run(t->fast.pool, T * s.items, scan_keys, &s);
 }
 
 static void indexer_select(task *t)

@@ -212,7 +212,7 @@ static int read_directly(int fd, const char *path, size_t from, size_t bytes, do
 int dsv4_direct_rate(const dsv4_checkpoint *checkpoint, double place, double *rate,
                      dsv4_error *err)
 {
-    const size_t most = 512u << 20, page = page_size();
+    const size_t most = 256u << 20, page = page_size();
     const char *path = "", *one;
     size_t size = 0;
     for (int64_t i = 0; i < dsv4_checkpoint_files(checkpoint); i++) {
@@ -222,7 +222,7 @@ int dsv4_direct_rate(const dsv4_checkpoint *checkpoint, double place, double *ra
             path = one;
         }
     }
-    size_t bytes = size / 8 / page * page, from = (size_t)(place * (double)size) / page * page;
+    size_t bytes = size / 16 / page * page, from = (size_t)(place * (double)size) / page * page;
     bytes = bytes > most ? most : bytes < page ? page : bytes;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
     if (fd < 0)

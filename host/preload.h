@@ -30,8 +30,8 @@ int dsv4_preload_end(dsv4_preloading *preloading, bool stop, dsv4_error *err); /
 int dsv4_evict(const dsv4_checkpoint *checkpoint, dsv4_error *err);
 
 /* Bytes per second that the disk gives of the largest file, past the page cache, in blocks of 16 MiB one
- * after the other; at most 512 MiB and an eighth of the file, from the fraction `place` of it on, 0 to
- * 0.875. -1 with one line where the file system refuses that. */
+ * after the other; at most 256 MiB and a sixteenth of the file, from the fraction `place` of it on,
+ * 0 to 0.9. -1 with one line where the file system refuses that. */
 int dsv4_direct_rate(const dsv4_checkpoint *checkpoint, double place, double *rate,
                      dsv4_error *err);
 
