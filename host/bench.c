@@ -1120,7 +1120,7 @@ static const char documentation[] =
     "\n"
     "Token ids are random, so that experts change from token to token. A prefill gives no logits; "
     "decoding gives them for every token. Times of components come from calls of their own, which "
-    "compute one component after the other.\n"
+    "compute one component after the other. docs/bench.md explains every figure and key.\n"
     "\n"
     "--operators judges each operator by the golden vectors first; one that fails is not timed. The operators "
     "that only decode codes are not what a fast pass does: it decodes within products, and answers "

@@ -386,8 +386,7 @@ static void test_refusals(void **state)
             "max_position_embeddings, 999");
     refused(bench(w.dir, "--numerics", "exact", "-p", "1000", "-n", "0"), "-d 0: with the 1000 tokens");
     whole_close(&w);
-    static const char *const endless[] = {"max_position_embeddings", "1099511627777", NULL};
-    whole_open(&w, DSV4_EXACT, MAKE_EXACT, endless);
+    whole_open(&w, DSV4_EXACT, MAKE_EXACT, CHANGES("max_position_embeddings", "1099511627777"));
     refused(bench(w.dir, "-p", "1", "-n", "0", "-d", "1099511627776", "--patience", "0", "--limits",
                   "0.02", "--numerics", "exact", "--json"), "the state of 10995116277");
     whole_close(&w);
