@@ -586,7 +586,7 @@ static void indexer_weights(task *t)
 
 /* Keys of the case as a state keeps them. In RELEASED that is as codes, for QDQ has made them; keys
  * that it has not made stay as they are. */
-static fast_entries store_keys(task *t)
+static fast_entries code_keys(task *t)
 {
     int64_t G = size(t, "keys", 0), d_i = size(t, "keys", 1);
     float *keys = values(t, "keys");
@@ -606,18 +606,55 @@ static fast_entries store_keys(task *t)
     return coded;
 }
 
+static fast_entries store_keys(task *t)
+{
+    dsv4_part before = fast_enter(&t->fast, DSV4_PART_OTHER); /* a pass finds them so */
+    fast_entries keys = code_keys(t);
+    fast_enter(&t->fast, before);
+    return keys;
+}
+
+/* The keys of some rows are shared out among the threads, as in a pass. */
+typedef struct {
+    const task *t;
+    const fast_entries *keys;
+    const float *iq, *w;
+    int64_t T, n_i, d_i, items; /* of FAST_INDEX_ROWS rows */
+    float *score, *scratch;
+    int64_t scratch_size;
+} scan;
+
+enum { KEYS_PER_ITEM = 4096 };
+
+static int64_t at_most(int64_t count, int64_t most)
+{
+    return count < most ? count : most;
+}
+
+static void scan_keys(void *context, int64_t item, int worker)
+{
+    const scan *s = context;
+    int64_t row = item / s->items * FAST_INDEX_ROWS, first = item % s->items * KEYS_PER_ITEM;
+    int64_t G = s->keys->count, count[FAST_INDEX_ROWS];
+    for (int i = 0; i < FAST_INDEX_ROWS; i++)
+        count[i] = at_most(G - first, KEYS_PER_ITEM);
+    const fast_index_rows rows = {at_most(s->T - row, FAST_INDEX_ROWS),
+                                  s->iq + row * s->n_i * s->d_i, s->w + row * s->n_i, count,
+                                  s->score + row * G + first, G};
+    fast_index_scores(&s->t->fast, &rows, s->keys, first, s->scratch + worker * s->scratch_size);
+}
+
 static void indexer_score(task *t)
 {
     int64_t T = size(t, "iq", 0), G = size(t, "keys", 0);
-    const float *iq = values(t, "iq"), *w = values(t, "w");
     const fast_entries keys = store_keys(t);
-    float *score = OUT(t, "score", T, G);
-    float *scratch = FAST_TAKE(&t->fast, float, fast_index_scratch(&t->fast));
-    int64_t *count = FAST_TAKE(&t->fast, int64_t, T);
-    for (int64_t i = 0; i < T; i++)
-        count[i] = G;
-    const fast_index_rows rows = {T, iq, w, count, score, G};
-    fast_index_scores(&t->fast, &rows, &keys, 0, scratch);
+    scan s = {.t = t, .keys = &keys, .iq = values(t, "iq"), .w = values(t, "w"), .T = T,
+              .n_i = size(t, "iq", 1), .d_i = size(t, "iq", 2), .score = OUT(t, "score", T, G)};
+    s.items = (G + KEYS_PER_ITEM - 1) / KEYS_PER_ITEM;
+    s.scratch_size = fast_index_scratch(&t->fast);
+    s.scratch = FAST_TAKE(&t->fast, float, s.scratch_size * fast_pool_threads(t->fast.pool));
+    int64_t groups = (T + FAST_INDEX_ROWS - 1) / FAST_INDEX_ROWS;
+    fast_pool_run(t->fast.pool, groups * s.items, scan_keys, &s);
 }
 
 static void indexer_select(task *t)

@@ -13,12 +13,17 @@
 #include <time.h>
 
 #include "bench_operators.h"
+#include "growth.h"
 #include "limits.h"
 #include "path_options.h"
+#include "preload.h"
 #include "verify.h"
 #include "work.h"
 
-enum { MOST_DEPTHS = 64, MOST_REPETITIONS = 99, PROFILED_TOKENS = 16, CHUNK = 512 };
+enum {
+    MOST_DEPTHS = 64, MOST_REPETITIONS = 99, PROFILED_TOKENS = 16, CHUNK = 512,
+    WATCHED_TOKENS = 8 /* whose experts are compared with those of the token before */
+};
 static const int64_t MOST_TOKENS = INT64_C(1) << 40;
 
 typedef struct {
@@ -32,20 +37,8 @@ typedef struct {
     int64_t repetitions;
     double patience; /* seconds that may be spent on computing one depth */
     double limit_seconds;
-    bool operators, json;
+    bool operators, cold, json;
 } bench_arguments;
-
-typedef struct {
-    const bench_arguments *arguments;
-    dsv4_model model;
-    dsv4_storage storage;
-    int threads, layers[DSV4_OUTSIDE];
-    dsv4_limits limits;
-    int limit_of; /* index of the limits of as many threads as the path has */
-    double rate;  /* tokens per second of the last prefill; 0 before */
-    uint64_t seed;
-    json_t *json, *runs, *operators;
-} bench;
 
 /* Calls of one kind at one depth. */
 typedef struct {
@@ -58,7 +51,23 @@ typedef struct {
     double profiled_seconds;
     dsv4_profile profile; /* of a call, from calls of its own */
     dsv4_work work;
+    dsv4_rate reading, matrix; /* the limits just before */
 } measurement;
+
+typedef struct {
+    const bench_arguments *arguments;
+    dsv4_model model;
+    dsv4_storage storage;
+    int threads, layers[DSV4_OUTSIDE];
+    dsv4_limits limits;
+    int limit_of; /* index of the limits of as many threads as the path has */
+    double rate;  /* tokens per second of the last prefill; 0 before */
+    uint64_t seed;
+    json_t *json, *runs, *operators;
+    dsv4_rate matrix; /* the limit before the operators */
+    measurement done[2 * MOST_DEPTHS];
+    int count;
+} bench;
 
 static double now(void)
 {
@@ -142,22 +151,41 @@ static bool can_profile(const bench *b)
     return b->arguments->path->profile != NULL;
 }
 
+typedef struct { double seconds; dsv4_profile profile; } profiled_call;
+
+static int quicker(const void *a, const void *b)
+{
+    const profiled_call *x = a, *y = b;
+    return (x->seconds > y->seconds) - (x->seconds < y->seconds);
+}
+
+/* The mean of those between the quartiles: whole calls, so that parts add up, without the odd ones. */
+static void average(measurement *m, profiled_call *call, int calls)
+{
+    int first = calls / 4, end = calls - first;
+    qsort(call, (size_t)calls, sizeof *call, quicker);
+    for (int i = first; i < end; i++) {
+        m->profiled_seconds += call[i].seconds / (end - first);
+        for (int kind = 0; kind < DSV4_PROFILE_KINDS; kind++)
+            for (int part = 0; part < DSV4_PARTS; part++)
+                m->profile.seconds[kind][part] +=
+                    call[i].profile.seconds[kind][part] / (end - first);
+    }
+}
+
 /* Calls of `per_call` tokens with the profile on. */
 static int profile_calls(bench *b, dsv4_run *run, int64_t count, double *logits, measurement *m,
                          dsv4_error *err)
 {
-    double seconds[PROFILED_TOKENS];
+    profiled_call call[PROFILED_TOKENS] = {{0}};
     int calls = (int)(count / m->per_call);
-    m->profile = (dsv4_profile){{{0}}};
-    b->arguments->path->profile(run, &m->profile);
-    if (advance(b, run, count, m->per_call, logits, seconds, err) != 0)
-        return -1;
+    for (int i = 0; i < calls; i++) {
+        b->arguments->path->profile(run, &call[i].profile);
+        if (advance(b, run, m->per_call, m->per_call, logits, &call[i].seconds, err) != 0)
+            return -1;
+    }
     b->arguments->path->profile(run, NULL);
-    for (int kind = 0; kind < DSV4_PROFILE_KINDS; kind++)
-        for (int part = 0; part < DSV4_PARTS; part++)
-            m->profile.seconds[kind][part] /= calls;
-    for (int i = 0; i < calls; i++)
-        m->profiled_seconds += seconds[i] / calls;
+    average(m, call, calls);
     m->profiled = true;
     return 0;
 }
@@ -200,10 +228,24 @@ static int measure_prefill(bench *b, measurement *m, dsv4_error *err)
     return result;
 }
 
+/* In the same run, or, where the model sees no more positions, in one of its own. */
+static int profile_decode(bench *b, dsv4_run **run, int64_t count, bool room, double *logits,
+                          measurement *m, dsv4_error *err)
+{
+    if (!room) {
+        b->arguments->path->close(*run);
+        *run = open_at(b, m->depth, count, m->synthetic, err);
+        if (*run == NULL)
+            return -1;
+    }
+    return profile_calls(b, *run, count, logits, m, err);
+}
+
 static int measure_decode(bench *b, measurement *m, dsv4_error *err)
 {
-    int64_t more = can_profile(b) ? (m->tokens < PROFILED_TOKENS ? m->tokens : PROFILED_TOKENS) : 0;
-    dsv4_run *run = open_at(b, m->depth, m->tokens + more, m->synthetic, err);
+    int64_t more = !can_profile(b) ? 0 : m->tokens < PROFILED_TOKENS ? m->tokens : PROFILED_TOKENS;
+    bool room = m->depth + m->tokens + more <= b->model.config.max_position_embeddings;
+    dsv4_run *run = open_at(b, m->depth, m->tokens + (room ? more : 0), m->synthetic, err);
     if (run == NULL)
         return -1;
     double *sample = dsv4_alloc((size_t)m->tokens, sizeof *sample);
@@ -214,11 +256,12 @@ static int measure_decode(bench *b, measurement *m, dsv4_error *err)
         if (b->rate == 0)
             b->rate = 1 / m->seconds;
         if (more > 0)
-            result = profile_calls(b, run, more, logits, m, err);
+            result = profile_decode(b, &run, more, room, logits, m, err);
     }
     free(sample);
     free(logits);
-    b->arguments->path->close(run);
+    if (run != NULL)
+        b->arguments->path->close(run);
     return result;
 }
 
@@ -226,21 +269,21 @@ static int measure_decode(bench *b, measurement *m, dsv4_error *err)
 
 typedef struct { double bandwidth, flops, limit; } fractions;
 
-static fractions fractions_of(const bench *b, dsv4_amount amount, double seconds)
+static fractions fractions_of(dsv4_amount amount, double seconds, const measurement *m)
 {
     double bytes = amount.weights + amount.cache;
     fractions f = {0};
     if (seconds <= 0)
         return f;
-    f.bandwidth = bytes / seconds / b->limits.read[b->limit_of].median;
-    f.flops = amount.flops / seconds / b->limits.limit[b->limits.matrix].rate[b->limit_of].median;
+    f.bandwidth = bytes / seconds / m->reading.median;
+    f.flops = amount.flops / seconds / m->matrix.median;
     f.limit = f.bandwidth > f.flops ? f.bandwidth : f.flops;
     return f;
 }
 
-static json_t *figures(const bench *b, dsv4_amount amount, double seconds)
+static json_t *figures(dsv4_amount amount, double seconds, const measurement *m)
 {
-    fractions f = fractions_of(b, amount, seconds);
+    fractions f = fractions_of(amount, seconds, m);
     double rate = seconds > 0 ? 1 / seconds : 0;
     return json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "seconds", seconds,
                      "weight_bytes", amount.weights, "cache_bytes", amount.cache, "flops",
@@ -259,15 +302,26 @@ static const char *state_of(const measurement *m)
 
 static double part_seconds(const measurement *m, int kind, int part)
 {
-    double sum = 0;
-    for (int k = 0; k < DSV4_PROFILE_KINDS; k++)
-        for (int p = 0; p < DSV4_PARTS; p++)
-            if ((kind < 0 || k == kind) && (part < 0 || p == part))
-                sum += m->profile.seconds[k][p];
-    return sum;
+    return dsv4_profile_sum(&m->profile, kind, part);
 }
 
-static json_t *components(const bench *b, const measurement *m)
+/* The layers: all but the head and the embedding. */
+typedef struct { dsv4_amount amount; double seconds; } layers_alone;
+
+static layers_alone layers_of(const measurement *m)
+{
+    layers_alone all = {.seconds = 0};
+    for (int kind = 0; kind < DSV4_OUTSIDE; kind++) {
+        dsv4_amount one = dsv4_work_sum(&m->work, kind, -1);
+        all.amount.weights += one.weights;
+        all.amount.cache += one.cache;
+        all.amount.flops += one.flops;
+        all.seconds += part_seconds(m, kind, -1);
+    }
+    return all;
+}
+
+static json_t *components(const measurement *m)
 {
     json_t *list = json_array();
     for (int kind = 0; kind < DSV4_PROFILE_KINDS; kind++)
@@ -276,7 +330,7 @@ static json_t *components(const bench *b, const measurement *m)
             dsv4_amount amount = dsv4_work_sum(&m->work, kind, part);
             if (seconds == 0 && amount.weights + amount.flops == 0)
                 continue;
-            json_t *one = figures(b, amount, seconds);
+            json_t *one = figures(amount, seconds, m);
             json_object_set_new(one, "kind", json_string(kind_names[kind]));
             json_object_set_new(one, "part", json_string(dsv4_part_name((dsv4_part)part)));
             json_array_append_new(list, one);
@@ -294,29 +348,45 @@ static json_t *layer_kinds(const bench *b, const measurement *m)
     return list;
 }
 
+static json_t *rate_json(dsv4_rate rate)
+{
+    return json_pack("{s:f, s:f}", "median", rate.median, "best", rate.best);
+}
+
+static json_t *layers_json(const measurement *m)
+{
+    layers_alone all = layers_of(m);
+    return figures(all.amount, all.seconds, m);
+}
+
 static void keep(bench *b, const measurement *m)
 {
-    json_t *run = figures(b, dsv4_work_sum(&m->work, -1, -1), m->seconds);
+    json_t *run = figures(dsv4_work_sum(&m->work, -1, -1), m->seconds, m);
     json_object_set_new(run, "kind", json_string(m->what));
     json_object_set_new(run, "depth", json_integer(m->depth));
     json_object_set_new(run, "state", json_string(state_of(m)));
     json_object_set_new(run, "tokens_per_call", json_integer(m->per_call));
     json_object_set_new(run, "calls", json_integer(m->calls));
     json_object_set_new(run, "logits", json_integer(m->per_call == 1 && m->what[0] == 'd'));
+    json_object_set_new(run, "seconds_by_layers",
+                        json_real(m->seconds / (double)b->model.config.num_hidden_layers));
     json_object_set_new(run, "best_seconds", json_real(m->best));
     json_object_set_new(run, "tokens_per_second", json_real((double)m->per_call / m->seconds));
+    json_object_set_new(run, "read_limit", rate_json(m->reading));
+    json_object_set_new(run, "matrix_limit", rate_json(m->matrix));
+    json_object_set_new(run, "layers", m->profiled ? layers_json(m) : json_null());
     json_object_set_new(run, "profiled_seconds",
                         m->profiled ? json_real(m->profiled_seconds) : json_null());
     json_object_set_new(run, "seconds_per_layer", m->profiled ? layer_kinds(b, m) : json_null());
-    json_object_set_new(run, "components", m->profiled ? components(b, m) : json_null());
+    json_object_set_new(run, "components", m->profiled ? components(m) : json_null());
     json_array_append_new(b->runs, run);
 }
 
 /* ---- tables ---- */
 
-static void print_rates(const bench *b, dsv4_amount amount, double seconds)
+static void print_rates(dsv4_amount amount, double seconds, const measurement *m)
 {
-    fractions f = fractions_of(b, amount, seconds);
+    fractions f = fractions_of(amount, seconds, m);
     if (seconds <= 0) {
         printf("\n");
         return;
@@ -336,7 +406,7 @@ static void print_part(const bench *b, const measurement *m, int part)
         if (b->layers[kind] > 0)
             printf(" %9.3f", 1e3 * part_seconds(m, kind, part) / b->layers[kind]);
     printf(" %9.3f", 1e3 * all);
-    print_rates(b, amount, all);
+    print_rates(amount, all, m);
 }
 
 static void print_components(const bench *b, const measurement *m)
@@ -363,13 +433,27 @@ static void print_measurement(const bench *b, const measurement *m)
     printf("    a call of %" PRId64 ": median of %d %.3f ms, best %.3f ms; %.4f GB of weights, "
            "%.4f GB of cache, %.2f GFLOP\n", m->per_call, m->calls, 1e3 * m->seconds,
            1e3 * m->best, amount.weights / 1e9, amount.cache / 1e9, amount.flops / 1e9);
-    printf("    of the limits:");
-    print_rates(b, amount, m->seconds);
-    if (m->profiled)
+    printf("    limits just before: reading %.1f GB/s, multiplying %.1f GFLOP/s; the share of them:\n",
+           m->reading.median / 1e9, m->matrix.median / 1e9);
+    printf("    %-22s", "the whole");
+    print_rates(amount, m->seconds, m);
+    if (m->per_call == 1)
+        printf("    a layer, the head shared out among them: %.1f ms\n",
+               1e3 * m->seconds / (double)b->model.config.num_hidden_layers);
+    if (m->profiled) {
+        layers_alone all = layers_of(m);
+        printf("    %-22s", "the layers, no head");
+        print_rates(all.amount, all.seconds, m);
         print_components(b, m);
-    else
+    } else
         printf("    components: not known to path %s\n", b->arguments->path->name);
     fflush(stdout);
+}
+
+static int limits_now(const bench *b, dsv4_rate *reading, dsv4_rate *matrix, dsv4_error *err)
+{
+    return dsv4_limits_again(&b->limits, b->limit_of, b->arguments->limit_seconds / 6, reading, matrix,
+                             err);
 }
 
 static int measure(bench *b, const char *what, int64_t depth, bool synthetic, dsv4_error *err)
@@ -380,23 +464,111 @@ static int measure(bench *b, const char *what, int64_t depth, bool synthetic, ds
                      .per_call = prefill ? tokens : 1};
     if (tokens == 0)
         return 0;
+    /* The neighbours of a shared machine come and go. */
+    if (limits_now(b, &m.reading, &m.matrix, err) != 0)
+        return -1;
     if ((prefill ? measure_prefill : measure_decode)(b, &m, err) != 0)
         return -1;
     /* Of decoding, the token in the middle. */
     dsv4_work_of(&b->model, &b->storage, prefill ? depth : depth + tokens / 2, m.per_call,
                  prefill ? 0 : 1, &m.work);
     keep(b, &m);
+    b->done[b->count++] = m;
     if (!b->arguments->json)
         print_measurement(b, &m);
     return 0;
 }
 
-/* ---- limits ---- */
+/* ---- growth ---- */
 
-static json_t *rate_json(dsv4_rate rate)
+static dsv4_growth_point growth_point(const bench *b, const measurement *m)
 {
-    return json_pack("{s:f, s:f}", "median", rate.median, "best", rate.best);
+    const dsv4_config *c = &b->model.config;
+    int64_t last = m->depth + (m->per_call == 1 ? m->tokens / 2 : m->tokens - 1);
+    return (dsv4_growth_point){m->depth, m->profile, dsv4_growth_visible(c, DSV4_CSA, last),
+                               dsv4_growth_visible(c, DSV4_HCA, last)};
 }
+
+static void keep_growth(const bench *b, json_t *list, const measurement *m, const dsv4_growth *g,
+                        double base)
+{
+    json_t *layers = json_object();
+    for (int kind = 0; kind < DSV4_OUTSIDE; kind++)
+        if (b->layers[kind] > 0)
+            json_object_set_new(layers, kind_names[kind],
+                                json_real(g->layer[kind] / b->layers[kind]));
+    json_array_append_new(list, json_pack("{s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o}", "depth",
+        (json_int_t)m->depth, "seconds", g->seconds, "indexer_seconds", g->indexer,
+        "seconds_per_key", g->indexer_per_key, "core_seconds", g->core, "seconds_per_entry",
+        g->core_per_entry, "unexplained_seconds", g->rest, "unexplained_fraction", g->rest / base,
+        "seconds_per_layer", layers));
+}
+
+static void print_decode_growth(const measurement *m, const dsv4_growth *g, double base)
+{
+    printf("    %9" PRId64 " %10.3f %10.3f %9.2f %10.3f %9.2f %10.3f %7.1f%%\n", m->depth,
+           1e3 * g->seconds, 1e3 * g->indexer, 1e9 * g->indexer_per_key, 1e3 * g->core,
+           1e9 * g->core_per_entry, 1e3 * g->rest, 100 * g->rest / base);
+}
+
+static void print_prefill_growth(const bench *b, const measurement *first, const measurement *m,
+                                 const dsv4_growth *g)
+{
+    printf("    %9" PRId64 " %10.3f", m->depth, 1e3 * g->seconds);
+    for (int kind = 0; kind < DSV4_OUTSIDE; kind++)
+        if (b->layers[kind] > 0)
+            printf(" %10.3f %6.1f%%", 1e3 * g->layer[kind] / b->layers[kind],
+                   100 * g->layer[kind] / part_seconds(first, kind, -1));
+    printf("\n");
+}
+
+static void print_growth_head(const bench *b, const measurement *first)
+{
+    printf("\ngrowth of %s over depth %" PRId64 ", from the times of components\n", first->what,
+           first->depth);
+    if (first->per_call == 1 && first->depth < dsv4_growth_steady(&b->model.config))
+        printf("    Up to depth %" PRId64 " the window and the choice of CSA layers grow as well: "
+               "that counts as the rest.\n", dsv4_growth_steady(&b->model.config));
+    if (first->what[0] == 'd') {
+        printf("    %9s %10s %10s %9s %10s %9s %10s %8s\n", "depth", "ms more", "indexer", "ns/key",
+               "HCA core", "ns/entry", "the rest", "of all");
+        return;
+    }
+    printf("    %9s %10s", "depth", "ms more");
+    for (int kind = 0; kind < DSV4_OUTSIDE; kind++)
+        if (b->layers[kind] > 0)
+            printf("  %4s layer %7s", kind_names[kind], "");
+    printf("\n");
+}
+
+/* Of all depths over the first. */
+static void show_growth(bench *b, const char *what, json_t *growth)
+{
+    const measurement *first = NULL;
+    json_t *list = json_array();
+    for (int i = 0; i < b->count; i++) {
+        const measurement *m = &b->done[i];
+        if (strcmp(m->what, what) != 0 || !m->profiled)
+            continue;
+        if (first == NULL) {
+            first = m;
+            continue;
+        }
+        dsv4_growth_point from = growth_point(b, first), to = growth_point(b, m);
+        dsv4_growth g = dsv4_growth_of(&from, &to);
+        double base = part_seconds(first, -1, -1);
+        if (!b->arguments->json && json_array_size(list) == 0)
+            print_growth_head(b, first);
+        if (!b->arguments->json && what[0] == 'd')
+            print_decode_growth(m, &g, base);
+        else if (!b->arguments->json)
+            print_prefill_growth(b, first, m, &g);
+        keep_growth(b, list, m, &g, base);
+    }
+    json_object_set_new(growth, what, list);
+}
+
+/* ---- limits ---- */
 
 static json_t *rates_json(const dsv4_limits *limits, const dsv4_rate *rate)
 {
@@ -449,19 +621,19 @@ static void print_limits(const bench *b)
                  i == l->matrix ? " *" : "");
         print_rate(l->limit[i].level, name, l->limit[i].rate);
     }
-    printf("Percentages below are of reading and of *, by %d thread%s.\n",
+    printf("Percentages below are of reading and of *, as they are just before, by %d thread%s.\n",
            l->threads[b->limit_of], l->threads[b->limit_of] == 1 ? "" : "s");
     fflush(stdout);
 }
 
-/* The neighbours of a shared machine come and go. */
 static int read_again(bench *b, dsv4_error *err)
 {
-    dsv4_rate after;
+    dsv4_rate after, matrix;
     double before = b->limits.read[b->limit_of].median;
-    if (dsv4_limits_read(&b->limits, b->limit_of, b->arguments->limit_seconds / 6, &after, err) != 0)
+    if (limits_now(b, &after, &matrix, err) != 0)
         return -1;
     json_object_set_new(json_object_get(b->json, "limits"), "read_after", rate_json(after));
+    json_object_set_new(json_object_get(b->json, "limits"), "matrix_after", rate_json(matrix));
     if (!b->arguments->json)
         printf("\nreading at the end: %.1f GB/s, best %.1f; at the beginning %.1f (%+.0f%%)\n",
                after.median / 1e9, after.best / 1e9, before / 1e9,
@@ -471,27 +643,56 @@ static int read_again(bench *b, dsv4_error *err)
 
 /* ---- operators ---- */
 
-static void show_operator(void *context, const dsv4_operator_time *t)
+static json_t *scan_json(const bench *b, const dsv4_operator_time *t)
 {
-    bench *b = context;
+    double rate = t->flops / t->seconds;
+    return json_pack("{s:I, s:f, s:f, s:f}", "keys", (json_int_t)t->keys, "seconds_per_key",
+                     t->seconds / (double)t->keys, "flops_per_second", rate, "flop_fraction",
+                     rate / b->matrix.median);
+}
+
+static void keep_operator(const bench *b, const dsv4_operator_time *t)
+{
     bool timed = t->untimed[0] == '\0', ratio = timed && t->ref_seconds > 0;
-    json_t *one = json_pack("{s:s, s:s, s:i, s:i}", "operator", t->op->name, "sizes", t->sizes,
-                            "cases", t->cases, "failed", t->failed);
+    json_t *one = json_pack("{s:s, s:s, s:s, s:i, s:i}", "operator", t->op->name, "sizes", t->sizes,
+                            "numerics", t->numerics == DSV4_EXACT ? "exact" : "released", "cases",
+                            t->cases, "failed", t->failed);
     json_object_set_new(one, "seconds", timed ? json_real(t->seconds) : json_null());
     json_object_set_new(one, "ref_seconds", ratio ? json_real(t->ref_seconds) : json_null());
     json_object_set_new(one, "ratio", ratio ? json_real(t->ref_seconds / t->seconds) : json_null());
     json_object_set_new(one, "not_timed", timed ? json_null() : json_string(t->untimed));
+    json_object_set_new(one, "scan", timed && t->keys > 0 ? scan_json(b, t) : json_null());
     json_array_append_new(b->operators, one);
+}
+
+static void print_operator(const bench *b, const dsv4_operator_time *t)
+{
+    double matrix = b->matrix.median;
+    bool other = t->numerics != b->arguments->numerics;
+    printf("    %-18s", t->keys > 0 ? "  a long scan" : t->op->name);
+    if (t->untimed[0] != '\0') {
+        printf(" not timed: %s\n", t->untimed);
+        return;
+    }
+    printf(" %10.4f", 1e3 * t->seconds);
+    if (t->ref_seconds > 0)
+        printf(" %10.3f %8.1f", 1e3 * t->ref_seconds, t->ref_seconds / t->seconds);
+    else
+        printf(" %10s %8s", "", "");
+    printf("  %s%s\n", t->sizes, other ? "; of the other contract" : "");
+    if (t->keys > 0)
+        printf("    %18s %10.2f ns a key by %d thread%s; %.1f GFLOP/s, %.1f%%\n", "",
+               1e9 * t->seconds / (double)t->keys, b->threads, b->threads == 1 ? "" : "s",
+               t->flops / t->seconds / 1e9, 100 * t->flops / t->seconds / matrix);
+}
+
+static void show_operator(void *context, const dsv4_operator_time *t)
+{
+    bench *b = context;
+    keep_operator(b, t);
     if (b->arguments->json)
         return;
-    printf("    %-18s", t->op->name);
-    if (ratio)
-        printf(" %10.4f %10.3f %8.1f  %s\n", 1e3 * t->seconds, 1e3 * t->ref_seconds,
-               t->ref_seconds / t->seconds, t->sizes);
-    else if (timed)
-        printf(" %10.4f %10s %8s  %s\n", 1e3 * t->seconds, "", "", t->sizes);
-    else
-        printf(" not timed: %s\n", t->untimed);
+    print_operator(b, t);
     fflush(stdout);
 }
 
@@ -499,8 +700,11 @@ static int bench_operators(bench *b, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
     char *vectors = dsv4_vectors_directory(a->vectors, err);
-    if (vectors == NULL)
+    dsv4_rate reading;
+    if (vectors == NULL || limits_now(b, &reading, &b->matrix, err) != 0) {
+        free(vectors);
         return -1;
+    }
     b->operators = json_array();
     json_object_set_new(b->json, "operators", b->operators);
     if (!a->json)
@@ -524,12 +728,27 @@ static const char *numerics_name(const bench *b)
     return b->arguments->numerics == DSV4_EXACT ? "exact" : "released";
 }
 
+static int check_depths(const bench *b, dsv4_error *err)
+{
+    const bench_arguments *a = b->arguments;
+    int64_t most = b->model.config.max_position_embeddings;
+    int64_t tokens = a->prompt > a->generate ? a->prompt : a->generate;
+    for (int i = 0; i < a->depths; i++)
+        if (a->depth[i] > most - tokens)
+            return dsv4_fail(err, "-d %" PRId64 ": with the %" PRId64 " tokens after it that are %"
+                             PRId64 " positions, expected at most max_position_embeddings, %" PRId64,
+                             a->depth[i], tokens, a->depth[i] + tokens, most);
+    return 0;
+}
+
 static int prepare(bench *b, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
     if (dsv4_path_choose(a->path, &a->how, "dsv4 bench", err) != 0)
         return -1;
     if (dsv4_model_open(&b->model, a->dir, a->numerics, false, err) != 0)
+        return -1;
+    if (check_depths(b, err) != 0)
         return -1;
     const dsv4_config *config = &b->model.config;
     for (int64_t i = 0; i < config->num_hidden_layers; i++)
@@ -553,26 +772,172 @@ static int prepare(bench *b, dsv4_error *err)
     return 0;
 }
 
-/* Every page of the weights comes into memory and into the process's tables, if there is room for all:
- * a run that goes on for long would find them there. */
-static bool touch_weights(const bench *b)
+/* ---- loading ---- */
+
+/* The disk's own rate at two places of the file; 0 where the file system does not let us past the page
+ * cache. */
+typedef struct {
+    double seconds, direct[2];
+    dsv4_residency before, after;
+    dsv4_error refused;
+} load;
+
+/* The processor has to see every page too: of a virtual machine, its host may not have it yet. */
+static double touch_files(const dsv4_checkpoint *checkpoint)
 {
     enum { PAGE = 4096 };
-    const dsv4_checkpoint *all = b->model.checkpoint;
-    double bytes = 0;
+    double began = now();
     unsigned sum = 0;
-    for (int64_t i = 0; i < dsv4_checkpoint_count(all); i++)
-        bytes += (double)dsv4_checkpoint_at(all, i)->bytes;
-    if (bytes > 0.75 * dsv4_memory_available())
-        return false;
-    for (int64_t i = 0; i < dsv4_checkpoint_count(all); i++) {
-        const dsv4_tensor *tensor = dsv4_checkpoint_at(all, i);
-        for (int64_t at = 0; at < tensor->bytes; at += PAGE)
-            sum += ((const unsigned char *)tensor->data)[at];
+    for (int64_t i = 0; i < dsv4_checkpoint_files(checkpoint); i++) {
+        const char *path;
+        dsv4_file file = dsv4_checkpoint_file(checkpoint, i, &path);
+        for (size_t at = 0; at < file.size; at += PAGE)
+            sum += (unsigned char)file.data[at];
     }
     volatile unsigned sink = sum;
     (void)sink;
-    return true;
+    return now() - began;
+}
+
+static double load_rate(const load *l)
+{
+    double bytes = l->before.bytes - l->before.resident;
+    return bytes > 0 ? bytes / l->seconds : 0;
+}
+
+static double direct_rate(const load *l)
+{
+    return (l->direct[0] + l->direct[1]) / 2;
+}
+
+static json_t *cold_json(const load *l)
+{
+    if (l->refused.text[0] != '\0')
+        return json_pack("{s:n, s:n, s:s}", "direct_rates", "direct_fraction", "direct_refused",
+                         l->refused.text);
+    return json_pack("{s:[f,f], s:f, s:n}", "direct_rates", l->direct[0], l->direct[1],
+                     "direct_fraction", load_rate(l) / direct_rate(l),
+                     "direct_refused");
+}
+
+static void print_load(const bench *b, const load *l, double touched)
+{
+    printf("loading: %.2f GB, of which %.1f%% were in memory; the rest in %.3f s",
+           l->before.bytes / 1e9, 100 * l->before.resident / l->before.bytes, l->seconds);
+    if (load_rate(l) > 0)
+        printf(", %.3f GB/s", load_rate(l) / 1e9);
+    printf("; touched in %.3f s\n", touched);
+    if (!b->arguments->cold)
+        return;
+    if (l->refused.text[0] != '\0')
+        printf("    compared with nothing: %s\n", l->refused.text);
+    else
+        printf("    direct reading before: %.3f and %.3f GB/s; loading reaches %.1f%% of their "
+               "mean\n", l->direct[0] / 1e9, l->direct[1] / 1e9, 100 * load_rate(l) / direct_rate(l));
+}
+
+/* Cold, the disk is measured first: what has been read once, the host of a virtual machine may give
+ * from its own memory. */
+static int load_files(bench *b, load *l, dsv4_error *err)
+{
+    const dsv4_checkpoint *checkpoint = b->model.checkpoint;
+    bool cold = b->arguments->cold;
+    if (cold && dsv4_evict(checkpoint, err) != 0)
+        return -1;
+    for (int i = 0; i < 2 && cold && l->refused.text[0] == '\0'; i++)
+        dsv4_direct_rate(checkpoint, i == 0 ? 0.25 : 0.75, &l->direct[i], &l->refused);
+    l->before = dsv4_residency_of(checkpoint);
+    double began = now();
+    if (dsv4_preload_end(dsv4_preload_begin(checkpoint), false, err) != 0)
+        return -1;
+    l->seconds = now() - began;
+    l->after = dsv4_residency_of(checkpoint);
+    return 0;
+}
+
+static int report_no_room(const bench *b, dsv4_error *err)
+{
+    double bytes = dsv4_residency_of(b->model.checkpoint).bytes, room = dsv4_memory_available();
+    if (b->arguments->cold)
+        return dsv4_fail(err, "--cold: %.1f GB of files do not fit into memory, of which %.1f GB are "
+                         "free", bytes / 1e9, room / 1e9);
+    if (!b->arguments->json)
+        printf("loading: %.1f GB do not fit into memory, of which %.1f GB are free: some may be read "
+               "from the disk\n", bytes / 1e9, room / 1e9);
+    return 0;
+}
+
+/* All weights come into memory, if there is room for them: a run that goes on for long would find them
+ * there. */
+static int load_weights(bench *b, dsv4_error *err)
+{
+    load l = {.seconds = 0};
+    bool fits = dsv4_preload_fits(b->model.checkpoint);
+    json_object_set_new(b->json, "weights_in_memory", json_boolean(fits));
+    if (!fits)
+        return report_no_room(b, err);
+    if (load_files(b, &l, err) != 0)
+        return -1;
+    double touched = touch_files(b->model.checkpoint);
+    json_t *json = json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "bytes", l.before.bytes,
+                             "resident_before", l.before.resident, "resident_after",
+                             l.after.resident, "seconds", l.seconds, "bytes_per_second",
+                             load_rate(&l), "touch_seconds", touched);
+    json_object_set_new(json, "cold", b->arguments->cold ? cold_json(&l) : json_null());
+    json_object_set_new(b->json, "load", json);
+    if (!b->arguments->json)
+        print_load(b, &l, touched);
+    return 0;
+}
+
+/* ---- experts ---- */
+
+/* Whether they change from token to token, as those of a text do. */
+typedef struct {
+    int64_t *last; /* [layers, k] of the token before */
+    int64_t k, seen, repeated;
+    bool first;
+} rotation;
+
+static void watch_experts(void *context, const dsv4_point *point)
+{
+    rotation *r = context;
+    if (strcmp(point->name, "route_index") != 0)
+        return;
+    int64_t *last = r->last + point->layer * r->k;
+    for (int64_t i = 0; i < r->k && !r->first; i++) {
+        r->seen++;
+        for (int64_t j = 0; j < r->k; j++)
+            r->repeated += point->indices[i] == last[j];
+    }
+    memcpy(last, point->indices, (size_t)r->k * sizeof *last);
+}
+
+static int rotate_experts(bench *b, dsv4_error *err)
+{
+    const dsv4_config *c = &b->model.config;
+    const dsv4_path *path = b->arguments->path;
+    rotation r = {.k = c->num_experts_per_tok, .first = true};
+    const dsv4_tap tap = {watch_experts, &r};
+    dsv4_run *run = path->open(&b->model, b->arguments->numerics, WATCHED_TOKENS, &tap, err);
+    if (run == NULL)
+        return -1;
+    r.last = dsv4_alloc((size_t)(c->num_hidden_layers * r.k), sizeof *r.last);
+    int result = 0;
+    for (int i = 0; i < WATCHED_TOKENS && result == 0; i++, r.first = false)
+        result = advance(b, run, 1, 1, NULL, NULL, err);
+    path->close(run);
+    free(r.last);
+    if (result != 0)
+        return -1;
+    double repeated = (double)r.repeated / (double)r.seen;
+    double even = (double)r.k / (double)c->n_routed_experts;
+    json_object_set_new(b->json, "experts", json_pack("{s:f, s:f}", "repeated", repeated,
+                                                      "repeated_by_even_router", even));
+    if (!b->arguments->json)
+        printf("experts: %.1f%% of a token's are those of the token before; of an even router "
+               "%.1f%%\n", 100 * repeated, 100 * even);
+    return 0;
 }
 
 /* Once over what will be read, so that it is in memory. The reference is too slow for it to matter. */
@@ -580,10 +945,6 @@ static int warm_up(bench *b, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
     int64_t tokens = a->prompt > 64 ? a->prompt : 64;
-    bool touched = touch_weights(b);
-    json_object_set_new(b->json, "weights_in_memory", json_boolean(touched));
-    if (!touched && !a->json)
-        printf("The weights do not fit into the memory that is free: some may be read from the disk.\n");
     if (a->path == dsv4_path_find("ref") || (a->prompt == 0 && a->generate == 0))
         return 0;
     double *logits = dsv4_alloc((size_t)b->model.config.vocab_size, sizeof *logits);
@@ -599,7 +960,7 @@ static int warm_up(bench *b, dsv4_error *err)
         result = advance(b, run, 1, 1, logits, NULL, err);
     a->path->close(run);
     free(logits);
-    return result;
+    return result != 0 ? -1 : rotate_experts(b, err);
 }
 
 /* A depth is computed at least three times over: before a prefill, one under the profile, and
@@ -612,7 +973,7 @@ static bool too_long(const bench *b, int64_t depth)
 static int run_all(bench *b, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
-    if (prepare(b, err) != 0)
+    if (prepare(b, err) != 0 || load_weights(b, err) != 0)
         return -1;
     int most = b->threads > 1 ? b->threads : count_processors();
     if (dsv4_limits_measure(&b->limits, most, a->limit_seconds, err) != 0)
@@ -628,6 +989,10 @@ static int run_all(bench *b, dsv4_error *err)
             measure(b, "decode", a->depth[i], synthetic, err) != 0)
             return -1;
     }
+    json_t *growth = json_object();
+    json_object_set_new(b->json, "growth", growth);
+    show_growth(b, "prefill", growth);
+    show_growth(b, "decode", growth);
     if (a->operators && bench_operators(b, err) != 0)
         return -1;
     return read_again(b, err);
@@ -636,7 +1001,8 @@ static int run_all(bench *b, dsv4_error *err)
 /* ---- the command ---- */
 
 enum {
-    KEY_PATH = 256, KEY_NUMERICS, KEY_OPERATORS, KEY_VECTORS, KEY_JSON, KEY_PATIENCE, KEY_LIMITS
+    KEY_PATH = 256, KEY_NUMERICS, KEY_OPERATORS, KEY_VECTORS, KEY_JSON, KEY_PATIENCE, KEY_LIMITS,
+    KEY_COLD
 };
 
 static int64_t parse_number(const char *name, const char *text, int64_t least, int64_t most,
@@ -706,6 +1072,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
     case ARGP_KEY_INIT: state->child_inputs[0] = &arguments->how; return 0;
     case KEY_OPERATORS: arguments->operators = true; return 0;
     case KEY_VECTORS: arguments->vectors = text; return 0;
+    case KEY_COLD: arguments->cold = true; return 0;
     case KEY_JSON: arguments->json = true; return 0;
     case ARGP_KEY_ARG:
         if (arguments->dir != NULL)
@@ -721,8 +1088,11 @@ static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "What to measure:", 1},
     {"prompt", 'p', "N", 0, "Prefill of N tokens in one call (default 512; 0: none)", 1},
     {"generate", 'n', "N", 0, "Decoding of N tokens, one by one (default 32; 0: none)", 1},
-    {"depth", 'd', "N,N...", 0, "After so many tokens of context (default 0)", 1},
+    {"depth", 'd', "N,N...", 0, "After so many tokens of context (default 0); of several, what the "
+     "later ones take more than the first", 1},
     {"operators", KEY_OPERATORS, NULL, 0, "Time every operator at the model's sizes, beside ref", 1},
+    {"cold", KEY_COLD, NULL, 0, "Drop the checkpoint from memory first, and compare its loading with "
+     "direct reading from the disk", 1},
     {"vectors", KEY_VECTORS, "DIR", 0, "Golden vectors for --operators (default: as `dsv4 verify` "
      "finds them)", 1},
     {"repetitions", 'r', "N", 0, "Prefills that the median is of, if patience allows (default 3)", 1},
@@ -750,7 +1120,7 @@ static const char documentation[] =
     "\n"
     "Token ids are random, so that experts change from token to token. A prefill gives no logits; "
     "decoding gives them for every token. Times of components come from calls of their own, which "
-    "compute one component after the other.\n"
+    "compute one component after the other. docs/bench.md explains every figure and key.\n"
     "\n"
     "--operators judges each operator by the golden vectors first; one that fails is not timed. The operators "
     "that only decode codes are not what a fast pass does: it decodes within products, and answers "
@@ -775,6 +1145,7 @@ int dsv4_bench_main(int argc, char **argv)
         putchar('\n');
     }
     json_decref(b.json);
+    dsv4_limits_free(&b.limits);
     dsv4_model_close(&b.model);
     if (result == 0)
         return 0;

@@ -8,7 +8,6 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "file.h"
 #include "json.h"
 
 typedef struct {
@@ -482,4 +481,15 @@ int64_t dsv4_checkpoint_count(const dsv4_checkpoint *checkpoint)
 const dsv4_tensor *dsv4_checkpoint_at(const dsv4_checkpoint *checkpoint, int64_t index)
 {
     return &checkpoint->tensors[index];
+}
+
+int64_t dsv4_checkpoint_files(const dsv4_checkpoint *checkpoint)
+{
+    return (int64_t)checkpoint->shard_count;
+}
+
+dsv4_file dsv4_checkpoint_file(const dsv4_checkpoint *checkpoint, int64_t index, const char **path)
+{
+    *path = checkpoint->shards[index].path;
+    return checkpoint->shards[index].map;
 }

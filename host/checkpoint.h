@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "error.h"
+#include "file.h"
 
 typedef enum {
     DSV4_F32, DSV4_BF16, DSV4_F16, DSV4_F8_E4M3, DSV4_F8_E8M0, DSV4_I8, DSV4_I32, DSV4_I64,
@@ -45,5 +46,9 @@ const dsv4_tensor *dsv4_checkpoint_find(const dsv4_checkpoint *checkpoint, const
 /* All tensors, in the order of file and offset: one array, `at(0)` its start. */
 int64_t dsv4_checkpoint_count(const dsv4_checkpoint *checkpoint);
 const dsv4_tensor *dsv4_checkpoint_at(const dsv4_checkpoint *checkpoint, int64_t index);
+
+/* The files that it is in, as they are mapped, and the path of each. */
+int64_t dsv4_checkpoint_files(const dsv4_checkpoint *checkpoint);
+dsv4_file dsv4_checkpoint_file(const dsv4_checkpoint *checkpoint, int64_t index, const char **path);
 
 #endif

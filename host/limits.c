@@ -37,12 +37,14 @@ static dsv4_rate rate_of(double sample[SAMPLES])
 
 /* ---- reading ---- */
 
-typedef struct {
+struct dsv4_read_buffer {
     unsigned char *data;
     size_t bytes; /* whole chunks */
     uint64_t (*read)(const void *, size_t);
     uint64_t *sum; /* [threads, 8]: so that no compiler leaves the reading out */
-} buffer;
+};
+
+typedef struct dsv4_read_buffer buffer;
 
 static void read_chunk(void *context, int64_t item, int worker)
 {
@@ -92,9 +94,13 @@ static int make_buffer(buffer *b, dsv4_error *err)
     return 0;
 }
 
-static void free_buffer(buffer *b)
+void dsv4_limits_free(dsv4_limits *limits)
 {
-    munmap(b->data, b->bytes + (2u << 20));
+    if (limits->buffer == NULL)
+        return;
+    munmap(limits->buffer->data, limits->buffer->bytes + (2u << 20));
+    free(limits->buffer);
+    limits->buffer = NULL;
 }
 
 static dsv4_rate measure_read(buffer *b, fast_pool *pool, double seconds)
@@ -178,12 +184,22 @@ static void list_limits(dsv4_limits *limits, const fast_peak *peak[DSV4_MAX_LIMI
     }
 }
 
+/* By the best that any thread did: neighbours only ever take away. */
+static double best_of(const dsv4_limits *limits, int i)
+{
+    double best = 0;
+    for (int n = 0; n < DSV4_LIMIT_THREADS; n++) {
+        double rate = limits->limit[i].rate[n].best / limits->threads[n];
+        best = rate > best ? rate : best;
+    }
+    return best;
+}
+
 static void find_matrix(dsv4_limits *limits)
 {
-    limits->matrix = 0; /* by one thread's best: that neighbours disturb least */
+    limits->matrix = 0;
     for (int i = 1; i < limits->count; i++)
-        if (serves_products(&limits->limit[i]) &&
-            limits->limit[i].rate[0].best > limits->limit[limits->matrix].rate[0].best)
+        if (serves_products(&limits->limit[i]) && best_of(limits, i) > best_of(limits, limits->matrix))
             limits->matrix = i;
 }
 
@@ -195,35 +211,35 @@ int dsv4_limits_measure(dsv4_limits *limits, int threads, double seconds, dsv4_e
     list_limits(limits, peak, &b.read);
     if (make_buffer(&b, err) != 0)
         return -1;
+    limits->buffer = dsv4_alloc(1, sizeof b);
+    *limits->buffer = b;
     limits->read_bytes = (double)b.bytes;
     double each = seconds / DSV4_LIMIT_THREADS / (limits->count + 2);
     for (int n = 0; n < DSV4_LIMIT_THREADS; n++) {
         fast_pool *pool = fast_pool_new(limits->threads[n], err);
         if (pool == NULL)
-            break;
-        limits->read[n] = measure_read(&b, pool, 2 * each);
+            return -1;
+        limits->read[n] = measure_read(limits->buffer, pool, 2 * each);
         for (int i = 0; i < limits->count; i++)
             limits->limit[i].rate[n] = measure_peak(peak[i], pool, each);
         fast_pool_free(pool);
     }
-    free_buffer(&b);
     find_matrix(limits);
-    return err->text[0] == '\0' ? 0 : -1;
+    return 0;
 }
 
-int dsv4_limits_read(const dsv4_limits *limits, int n, double seconds, dsv4_rate *rate,
-                     dsv4_error *err)
+int dsv4_limits_again(const dsv4_limits *limits, int n, double seconds, dsv4_rate *reading,
+                      dsv4_rate *matrix, dsv4_error *err)
 {
     const fast_peak *peak[DSV4_MAX_LIMITS];
+    uint64_t (*read)(const void *, size_t);
     dsv4_limits all = {.count = 0};
-    buffer b = {.read = NULL, .bytes = (size_t)limits->read_bytes};
-    list_limits(&all, peak, &b.read);
+    list_limits(&all, peak, &read);
     fast_pool *pool = fast_pool_new(limits->threads[n], err);
-    int result = pool == NULL ? -1 : make_buffer(&b, err);
-    if (result == 0) {
-        *rate = measure_read(&b, pool, seconds);
-        free_buffer(&b);
-    }
+    if (pool == NULL)
+        return -1;
+    *reading = measure_read(limits->buffer, pool, seconds / 2);
+    *matrix = measure_peak(peak[limits->matrix], pool, seconds / 2);
     fast_pool_free(pool);
-    return result;
+    return 0;
 }

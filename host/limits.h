@@ -21,6 +21,7 @@ typedef struct {
     int count;
     dsv4_limit limit[DSV4_MAX_LIMITS];
     int matrix; /* the limit of products of matrices: the highest that takes its operands from memory */
+    struct dsv4_read_buffer *buffer; /* owned */
 } dsv4_limits;
 
 /* With `threads` threads, at least 1. Takes about `seconds`; where that is less than half a second, the
@@ -30,8 +31,10 @@ int dsv4_limits_measure(dsv4_limits *limits, int threads, double seconds, dsv4_e
 /* Bytes that could be had without swapping; 0 where the system does not say. */
 double dsv4_memory_available(void);
 
-/* Reading alone, once more, with limits->threads[n]. */
-int dsv4_limits_read(const dsv4_limits *limits, int n, double seconds, dsv4_rate *rate,
-                     dsv4_error *err);
+/* Reading, of the same memory, and `matrix`, once more, with limits->threads[n]. */
+int dsv4_limits_again(const dsv4_limits *limits, int n, double seconds, dsv4_rate *reading,
+                      dsv4_rate *matrix, dsv4_error *err);
+
+void dsv4_limits_free(dsv4_limits *limits); /* also after an error, and of zeros */
 
 #endif

@@ -16,6 +16,7 @@
 #include "h5.h"
 #include "ids.h"
 #include "path_options.h"
+#include "preload.h"
 #include "replay.h"
 #include "trace.h"
 
@@ -74,6 +75,7 @@ enum { GATHERED = 1 << 14 }; /* values that are written together */
 struct session {
     const logits_arguments *arguments;
     dsv4_model model;
+    dsv4_preloading *preloading; /* NULL: weights come from the disk as they are needed */
     dsv4_sequences ids;
     sequence *sequences;
     step step;
@@ -507,6 +509,17 @@ static int open_replay(session *s, dsv4_error *err)
     return s->replay != NULL ? 0 : -1;
 }
 
+/* Page faults wait for the disk in turn; loading all of it keeps the disk busy. That pays where most
+ * experts will be met: of even ones, E / k tokens meet 63 %. */
+static void start_loading(session *s)
+{
+    const dsv4_config *config = &s->model.config;
+    if (s->arguments->path == dsv4_path_find("fast") &&
+        s->ids.width >= config->n_routed_experts / config->num_experts_per_tok &&
+        dsv4_preload_fits(s->model.checkpoint))
+        s->preloading = dsv4_preload_begin(s->model.checkpoint);
+}
+
 static int prepare(session *s, dsv4_error *err)
 {
     const logits_arguments *arguments = s->arguments;
@@ -518,6 +531,7 @@ static int prepare(session *s, dsv4_error *err)
         return dsv4_fail(err, "--mtp: %s has num_nextn_predict_layers 0", arguments->dir);
     if (check_ids(s, err) != 0)
         return -1;
+    start_loading(s);
     start_sequences(s);
     make_step(&s->step, s->ids.count);
     if (open_replay(s, err) != 0 || (arguments->output != NULL && create_output(s, err) != 0))
@@ -674,6 +688,8 @@ static void free_gathered(gathered *g)
 
 static int finish(session *s, int result, dsv4_error *err)
 {
+    dsv4_error unread = {""}; /* the pass itself would have met it */
+    dsv4_preload_end(s->preloading, true, &unread);
     free_sequences(s);
     free_step(&s->step);
     free_gathered(&s->scores);
