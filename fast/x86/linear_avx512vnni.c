@@ -1,13 +1,14 @@
-/* Products of few tokens with FP4 weights, by instructions that multiply bytes: VNNI. An E2M1 code is a
- * whole number of halves; what was quantised to E4M3 is, within a block of 128, a whole number of 18
- * bits and a sign times a power of two. That number is written with three digits of base 256, each of
- * -128 .. 127, so that sums are those of integers, exact, until a block's scale turns them into binary32.
+/* Products of few tokens with FP4 weights, by instructions that multiply bytes (VNNI). An E2M1 code is
+ * a whole number of halves; what was quantised to E4M3 is, within a block of 128, a power of two times
+ * a whole number of 18 bits and a sign. That number is written with three digits of base 256, each of
+ * -128 .. 127. So sums are those of integers, exact, until a block's scale turns them into binary32.
  *
  * The bytes of one side have no sign: 12 is added to every weight, and 12 times the sum of the inputs
  * taken away at the end.
  *
  * One output is summed in one order wherever it stands: lane l of a vector takes 8 weights of every
- * block of 128, from place 8 l on; the blocks follow one another; the lanes are added at the end. */
+ * block of 128, from place 8 l on; the blocks follow one another; the lanes are added at the end.
+ * There are whole blocks only, for quantised inputs have no others. */
 #include <immintrin.h>
 #include <limits.h>
 #include <string.h>
@@ -31,7 +32,7 @@ typedef struct {
 /* .. after which come the exponents of the units, and the same for four scales of weights each. */
 static int64_t blocks(int64_t cols)
 {
-    return (cols + BLOCK - 1) / BLOCK;
+    return cols / BLOCK;
 }
 
 static int64_t arranged_size(int64_t cols)
@@ -48,9 +49,10 @@ static const int32_t *exponents(const uint16_t *arranged, int64_t cols)
  * number that can be used. */
 static int largest_exponent(const __m512 v[8])
 {
+    const __m512i magnitude = _mm512_set1_epi32(INT_MAX);
     __m512i largest = _mm512_setzero_si512();
     for (int i = 0; i < 8; i++)
-        largest = _mm512_max_epu32(largest, _mm512_and_si512((__m512i)v[i], _mm512_set1_epi32(INT_MAX)));
+        largest = _mm512_max_epu32(largest, _mm512_and_si512((__m512i)v[i], magnitude));
     unsigned bits = _mm512_reduce_max_epu32(largest);
     if (bits == 0)
         return INT_MIN;
@@ -109,11 +111,8 @@ static int arrange(const float *x, int64_t x_stride, int64_t tokens, int64_t col
     (void)tokens;
     for (int64_t i = 0; i < cols; i += BLOCK, out++, exponent += 4) {
         __m512 v[8];
-        for (int j = 0; j < 8; j++) {
-            int64_t left = cols - i - 16 * j;
-            __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1 << left) - 1) : 0;
-            v[j] = _mm512_maskz_loadu_ps(mask, x + i + 16 * j);
-        }
+        for (int j = 0; j < 8; j++)
+            v[j] = _mm512_loadu_ps(x + i + 16 * j);
         int largest = largest_exponent(v);
         if (largest == INT_MAX)
             return INT_MIN;
@@ -149,14 +148,14 @@ static bool scales_fit(const dsv4_matrix *w, int64_t begin, int64_t end, const i
         low = smallest[i] < low ? smallest[i] : low;
         high = largest[i] > high ? largest[i] : high;
     }
-    for (int64_t i = 0; i < 4 * blocks(w->cols); i++) {
+    for (int64_t i = 0; i < w->cols / 32; i++) {
         least = unit[i] < least ? unit[i] : least;
         most = unit[i] > most ? unit[i] : most;
     }
     return low + least >= LEAST && high + most <= MOST && high != NOT_A_NUMBER;
 }
 
-/* A row's scales times the units of a token -> out [4 blocks]. quant.e8m0.1 */
+/* A row's scales times the units of a token -> out [cols / 32]. quant.e8m0.1 */
 static void scale_units(const dsv4_matrix *w, int64_t row, const int32_t *unit, float *out)
 {
     const int64_t count = w->cols / 32;
@@ -173,7 +172,7 @@ static void scale_units(const dsv4_matrix *w, int64_t row, const int32_t *unit, 
     }
 }
 
-/* The sums of a block of 64 bytes, quant.e2m1.1, quant.fp4.1. `part` is the part of the bytes that is there. */
+/* The sums of a block, quant.e2m1.1, quant.fp4.1. */
 static inline __m512i sums(__m512i bytes, const input_block *x)
 {
     const __m512i table = _mm512_broadcast_i32x4(
@@ -221,19 +220,19 @@ static inline float round_to_bf16(float value)
     return value;
 }
 
-/* `rows` rows, a constant, from row `row` on, and one token. scales [rows, 4 blocks]. Rows follow one
+/* `rows` rows, a constant, from row `row` on, and one token. scales [rows, cols / 32]. Rows follow one
  * another: the next group is one stretch, of which every step fetches its share. */
 static inline __attribute__((always_inline)) void dots(const fast_product *p, int rows, int64_t row,
                                                        int64_t t, const uint16_t *arranged,
                                                        const float *scales)
 {
-    const int64_t cols = p->w->cols, bytes = cols / 2, whole = cols / BLOCK, room = 4 * blocks(cols);
+    const int64_t cols = p->w->cols, bytes = cols / 2, room = cols / 32;
     const unsigned char *data = (const unsigned char *)p->w->data + row * bytes;
     const input_block *x = (const input_block *)arranged;
     __m512 sum[GROUP];
     for (int r = 0; r < rows; r++)
         sum[r] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < whole; i++)
+    for (int64_t i = 0; i < blocks(cols); i++)
 #pragma GCC unroll 4
         for (int r = 0; r < rows; r++) {
             __builtin_prefetch(data + rows * (bytes + 64 * i) + 64 * r, 0, 2);
@@ -242,12 +241,6 @@ static inline __attribute__((always_inline)) void dots(const fast_product *p, in
                                      spread(scales + r * room + 4 * i), sum[r]);
         }
     for (int r = 0; r < rows; r++) {
-        if (whole < blocks(cols)) {
-            __mmask64 mask = (1ull << (bytes - 64 * whole)) - 1;
-            __m512i rest = _mm512_maskz_loadu_epi8(mask, data + r * bytes + 64 * whole);
-            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums(rest, x + whole)),
-                                     spread(scales + r * room + 4 * whole), sum[r]);
-        }
         float y = total(sum[r]);
         p->y[t * p->y_stride + row + r - p->first] = p->round ? round_to_bf16(y) : y; /* linear.round.1 */
     }
@@ -255,12 +248,11 @@ static inline __attribute__((always_inline)) void dots(const fast_product *p, in
 
 static bool product(const fast_product *p, int64_t begin, int64_t end, float *scales)
 {
-    const int64_t cols = p->w->cols, room = 4 * blocks(cols), size = arranged_size(cols);
+    const int64_t cols = p->w->cols, room = cols / 32, size = arranged_size(cols);
     for (int64_t t = 0; t < p->T; t++)
         if (p->lowest_bit[t] == INT_MIN ||
             !scales_fit(p->w, begin, end, exponents(p->arranged + t * size, cols)))
             return false;
-    memset(scales, 0, (size_t)(GROUP * room) * sizeof *scales); /* what is beyond the last column */
     int rows;
     for (int64_t row = begin; row < end; row += rows) {
         rows = row + GROUP <= end ? GROUP : 1;
@@ -279,7 +271,7 @@ static bool product(const fast_product *p, int64_t begin, int64_t end, float *sc
 
 static int64_t scratch_size(const fast_product *p)
 {
-    return GROUP * 4 * blocks(p->w->cols);
+    return GROUP * (p->w->cols / 32);
 }
 
 const fast_tile_kernels fast_linear_digits = {
