@@ -386,9 +386,9 @@ static void test_refusals(void **state)
             "max_position_embeddings, 999");
     refused(bench(w.dir, "--numerics", "exact", "-p", "1000", "-n", "0"), "-d 0: with the 1000 tokens");
     whole_close(&w);
-    whole_open(&w, DSV4_EXACT, MAKE_EXACT, CHANGES("max_position_embeddings", "1099511627777"));
-    refused(bench(w.dir, "-p", "1", "-n", "0", "-d", "1099511627776", "--patience", "0", "--limits",
-                  "0.02", "--numerics", "exact", "--json"), "the state of 10995116277");
+    whole_open(&w, DSV4_EXACT, MAKE_EXACT, CHANGES("max_position_embeddings", "2147483647"));
+    refused(bench(w.dir, "-p", "1", "-n", "0", "-d", "2147483646", "--patience", "0", "--limits",
+                  "0.02", "--numerics", "exact", "--json"), "the state of 21474836");
     whole_close(&w);
 }
 
