@@ -582,12 +582,12 @@ static int store_weight(dsv4_dtype dtype, int64_t row, int64_t i, int64_t cols, 
     if (dtype == DSV4_I8) {
         int code = number % 8, half = (code | (sign < 0 ? 8 : 0)) << (i % 2 == 0 ? 0 : 4);
         data[at / 2] = (unsigned char)(i % 2 == 0 ? half : data[at / 2] | half);
-        return sign * halves[code] << doublings;
+        return sign * (halves[code] << doublings);
     }
     if (dtype == DSV4_F8_E4M3) {
         int code = number % 64, exponent = code >> 3, part = code & 7;
         data[at] = (unsigned char)(code | (sign < 0 ? 0x80 : 0));
-        return sign * (exponent == 0 ? part : (8 + part) << (exponent - 1)) << doublings;
+        return sign * ((exponent == 0 ? part : (8 + part) << (exponent - 1)) << doublings);
     }
     float value = (float)(sign * number);
     uint32_t bits;
