@@ -23,8 +23,8 @@ static const fast_kernels portable = {.name = "portable", KERNELS(portable)};
 static const fast_kernels
     avx2 = {.name = "avx2", KERNELS(avx2)},
     avx512 = {.name = "avx512", KERNELS(avx512)},
-    avx512_vnni = {.name = "avx512", KERNELS(avx512), .digits = &fast_linear_digits},
-    amx = {.name = "amx", KERNELS(avx512), .digits = &fast_linear_digits,
+    avx512_vnni = {.name = "avx512", KERNELS(avx512), .digits = &fast_linear_avx512vnni},
+    amx = {.name = "amx", KERNELS(avx512), .digits = &fast_linear_avx512vnni,
            .tiles = &fast_linear_amx, .index_tiles = &fast_indexer_amx};
 
 /* Bits of cpuid, and of the register that says which states the system saves. */

@@ -173,7 +173,7 @@ typedef struct {
 FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
-extern const fast_tile_kernels fast_linear_digits; /* what avx512 has where the machine has VNNI */
+extern const fast_tile_kernels fast_linear_avx512vnni; /* what avx512 has where the machine has VNNI */
 extern const fast_tile_kernels fast_linear_amx;    /* what amx adds to avx512 */
 extern const fast_coded_kernels fast_indexer_amx;
 

@@ -4,7 +4,7 @@
 
 /* Rows that are taken through the experts at once. More would read the experts less often, and ask
  * for more memory: about 4 (k + 1) (2 D + 2 I) bytes a row. */
-enum { SLAB = 512 };
+enum { SLAB = 1024 };
 
 /* What the experts make of rows 0 .. T - 1. A place is one row of one chosen expert; the places of
  * an expert are together, experts in ascending order. */

@@ -274,6 +274,6 @@ static int64_t scratch_size(const fast_product *p)
     return GROUP * (p->w->cols / 32);
 }
 
-const fast_tile_kernels fast_linear_digits = {
+const fast_tile_kernels fast_linear_avx512vnni = {
     .tokens = 1, .arranged_size = arranged_size, .arrange = arrange, .product = product,
     .scratch_size = scratch_size};
