@@ -292,7 +292,14 @@ typedef struct {
     const int64_t *index;
     const int64_t *slot;
     const fast_entries *entries; /* may be NULL where no e is */
+    const uint16_t *const *row;  /* entry j as a row for tiles; there may be none, and no list of them */
 } fast_list;
+
+/* Where these are the kernels that attend: else NULL. */
+const fast_row_kernels *fast_core_attn_tiles(const fast_context *c);
+/* Entries first .. first + count - 1 as rows for tiles, one after another. */
+void fast_core_attn_rows(const fast_context *c, const fast_entries *entries, int64_t first,
+                         int64_t count, uint16_t *rows);
 
 /* Heads [first, first + heads) of one token: q [H, d], sink [H] -> out [H, d], by one thread. */
 void fast_core_attn(const fast_context *c, const float *q, const float *sink, const fast_list *list,

@@ -5,12 +5,12 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#define ROW(name, level, tiles, index_tiles) \
-    {name, &fast_linear_##level, tiles, index_tiles, &fast_quant_##level, &fast_rmsnorm_##level, \
+#define ROW(name, level, ...) \
+    {name, &fast_linear_##level, __VA_ARGS__, &fast_quant_##level, &fast_rmsnorm_##level, \
      &fast_rope_##level, &fast_hadamard_##level, &fast_mhc_##level, &fast_compressor_##level, \
      &fast_indexer_##level, &fast_core_attn_##level, &fast_expert_##level}
 
-static const fast_kernels portable = ROW("portable", portable, NULL, NULL);
+static const fast_kernels portable = ROW("portable", portable, NULL, NULL, NULL);
 
 #ifdef __x86_64__
 
@@ -18,9 +18,10 @@ static const fast_kernels portable = ROW("portable", portable, NULL, NULL);
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const fast_kernels avx2 = ROW("avx2", avx2, NULL, NULL),
-                          avx512 = ROW("avx512", avx512, NULL, NULL),
-                          amx = ROW("amx", avx512, &fast_linear_amx, &fast_indexer_amx);
+static const fast_kernels avx2 = ROW("avx2", avx2, NULL, NULL, NULL),
+                          avx512 = ROW("avx512", avx512, NULL, NULL, NULL),
+                          amx = ROW("amx", avx512, &fast_linear_amx, &fast_indexer_amx,
+                                    &fast_core_attn_amx);
 
 /* Bits of cpuid, and of the register that says which states the system saves. */
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
@@ -69,7 +70,10 @@ static bool tiles_work(unsigned seven_edx)
 {
     static atomic_int known; /* 1: no, 2: yes */
     if (known == 0)
-        known = tiles_exist(seven_edx) && fast_linear_amx.works() && fast_indexer_amx.works() ? 2 : 1;
+        known = tiles_exist(seven_edx) && fast_linear_amx.works() && fast_indexer_amx.works() &&
+                        fast_core_attn_amx.works()
+                    ? 2
+                    : 1;
     return known == 2;
 }
 

@@ -13,75 +13,19 @@
 #include <string.h>
 
 #include "fast/kernels.h"
+#include "fast/x86/bf16.h"
 #include "fast/x86/tiles.h"
 
 enum {
-    DEPTH = 32,             /* channels of a tile */
     BLOCK = TILE_ROWS * DEPTH,
     ROWS = 4 * TILE_ROWS,   /* of weights, at least, that are decoded at a time */
     PANEL = 1 << 19,        /* decoded weights that are kept, if they are more: 1 MB */
-    STAGGER = DEPTH,        /* between decoded rows: they fall into different cache sets */
-    UNUSABLE = INT_MIN,     /* the lowest bit of numbers some of which are no good */
-    NO_BIT = 1 << 16        /* .. or all of which are 0 */
+    STAGGER = DEPTH         /* between decoded rows: they fall into different cache sets */
 };
 
 static int64_t blocks(int64_t cols)
 {
     return (cols + DEPTH - 1) / DEPTH;
-}
-
-/* ---- bf16 numbers ---- */
-
-/* The magnitudes of numbers that have been seen: the largest, and the smallest but for 0, less 1. */
-typedef struct { __m512i largest, smallest; } seen;
-
-static inline seen seen_none(void)
-{
-    return (seen){_mm512_setzero_si512(), _mm512_set1_epi16(-1)};
-}
-
-static inline void see(seen *s, __m512i numbers)
-{
-    __m512i magnitude = _mm512_and_si512(numbers, _mm512_set1_epi16(0x7fff));
-    s->largest = _mm512_max_epu16(s->largest, magnitude);
-    s->smallest = _mm512_min_epu16(s->smallest, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));
-}
-
-/* All numbers that have been seen are multiples of 2 to this. */
-static int lowest_bit(const seen *s)
-{
-    enum { INFINITE = 0x7f80, LEAST_NORMAL = 0x0080 };
-    uint16_t large[DEPTH], small[DEPTH], largest = 0, smallest = 0xffff;
-    memcpy(large, &s->largest, sizeof large);
-    memcpy(small, &s->smallest, sizeof small);
-    for (int i = 0; i < DEPTH; i++) {
-        largest = large[i] > largest ? large[i] : largest;
-        smallest = small[i] < smallest ? small[i] : smallest;
-    }
-    if (smallest == 0xffff)
-        return NO_BIT;
-    if (largest >= INFINITE || smallest + 1 < LEAST_NORMAL)
-        return UNUSABLE;
-    return (smallest + 1) / 0x80 - 127 - 7;
-}
-
-/* The first `count` of places, if not all. */
-static inline __mmask32 first_of(int64_t count)
-{
-    return count >= 32 ? 0xffffffffu : (1u << count) - 1;
-}
-
-static inline __m512i upper_halves(__m512i low, __m512i high)
-{
-    const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35,
-                                         33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3,
-                                         1);
-    return _mm512_permutex2var_epi16(low, odd, high);
-}
-
-static inline __m512i load_floats(const void *p, __mmask32 mask, int half)
-{
-    return _mm512_maskz_loadu_epi32((__mmask16)(mask >> 16 * half), (const char *)p + 64 * half);
 }
 
 /* Binary32 to bf16, ties to even, in place. A NaN stays one, or becomes infinite. */
@@ -92,28 +36,6 @@ static inline __m512i round_up(__m512i bits)
     __mmask16 nan = _mm512_cmpgt_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(INT_MAX)),
                                             _mm512_set1_epi32(0x7f800000));
     return _mm512_mask_mov_epi32(sum, nan, bits);
-}
-
-/* ---- rows and columns ---- */
-
-static inline void exchange(__m512i v[16])
-{
-    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i last = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                           31);
-    /* Each round moves one bit of a row's number into the column's. */
-#pragma GCC unroll 4
-    for (int round = 0; round < 4; round++) {
-        __m512i next[16];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            next[2 * i] = _mm512_permutex2var_epi32(v[i], first, v[i + 8]);
-            next[2 * i + 1] = _mm512_permutex2var_epi32(v[i], last, v[i + 8]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            v[i] = next[i];
-    }
 }
 
 /* ---- inputs ---- */
