@@ -673,7 +673,7 @@ static void any_number_of_rows(void **state)
     const fast_kernels *level = every_level(s, &levels);
     for (int i = 0; i < 2 && levels == 5; i++) {
         whole w;
-        whole_open(&w, DSV4_RELEASED, MAKE_RELEASED, CHANGES("sliding_window", i == 0 ? "7" : "64"));
+        whole_open(&w, DSV4_RELEASED, MAKE_RELEASED, CHANGES("sliding_window", i == 0 ? "7" : "70"));
         int64_t n = 100, *ids = whole_ids(&w, n, 5);
         fast_kernels tiles = level[2];
         spied = &emulated_core_attn_amx;

@@ -103,11 +103,9 @@ static void make_coded_row(const uint8_t *codes, const uint8_t *scales, const ui
         _mm512_storeu_si512(row + values + i, numbers);
     }
     extent e = extent_seen(&all);
-    if (values > 0)
+    if (values > 0) /* with LEAST and MOST all codes times scales are normal numbers */
         e = both(e, (extent){least - 127 - 9, most - 127 + 9});
-    /* So that all codes times scales are normal numbers, linear_amx.c; and none is NaN. */
-    bool good = values == 0 || (least >= 10 && most <= 246 && _mm512_cmpeq_epi8_mask(largest, nan) == 0);
-    put_extent(row, values + R, good ? e : unusable);
+    put_extent(row, values + R, _mm512_cmpeq_epi8_mask(largest, nan) == 0 ? e : unusable);
 }
 
 /* ---- scratch ---- */
@@ -125,7 +123,6 @@ typedef struct {
     float *maximum, *denominator; /* [heads] */
     uint16_t *q;          /* tiles [groups, steps] */
     uint16_t *rows;       /* [ENTRIES, row_size], in place of those that lie anywhere */
-    uint16_t *nothing;    /* [row_size]: a row of zeros */
     uint16_t *pairs;      /* tiles [2, 2 steps] of 16 pairs of entries, 16 columns */
     uint16_t *p;          /* tiles [groups, 2] of 16 heads, 32 entries */
     float *logits;        /* [groups, ENTRIES, 16] */
@@ -154,7 +151,6 @@ static room place(void *scratch, int64_t heads, int64_t d)
     r.denominator = take(&end, r.heads * 4);
     r.q = take(&end, r.groups * r.steps * TILE * 2);
     r.rows = take(&end, ENTRIES * r.size);
-    r.nothing = take(&end, r.size);
     r.pairs = take(&end, 4 * r.steps * TILE * 2);
     r.p = take(&end, 2 * r.groups * TILE * 2);
     r.logits = take(&end, r.groups * ENTRIES * LANES * 4);
@@ -175,10 +171,9 @@ static void arrange_group(const room *r, const fast_softmax *s, int64_t group)
     const int64_t size = row_size(s->d), first = group * TILE_ROWS;
     for (int64_t h = 0; h < TILE_ROWS; h++) {
         uint16_t *row = r->rows + h * size;
+        memset(row, 0, (size_t)r->size);
         if (first + h < s->heads)
             make_row(s->q + (first + h) * s->d, s->d, row);
-        else
-            memcpy(row, r->nothing, (size_t)r->size);
         r->of_q[first + h] = extent_of(row, s->d);
     }
     for (int64_t k = 0; k < r->steps; k++) {
@@ -196,8 +191,6 @@ static void begin(const fast_softmax *s, void *scratch)
 {
     const room r = place(scratch, s->heads, s->d);
     *r.so_far = (progress){.entries = nothing};
-    memset(r.nothing, 0, (size_t)r.size);
-    put_extent(r.nothing, s->d, nothing);
     for (int64_t h = 0; h < r.heads; h++) {
         r.maximum[h] = -__builtin_inff(); /* core_attn.block.1 */
         r.denominator[h] = 0;
@@ -241,62 +234,6 @@ static void pair_up(const room *r, const uint16_t *a, const uint16_t *b, int64_t
     }
 }
 
-/* ---- logits ---- */
-
-/* A stripe of entries and two groups of heads -> two tiles of logits of each group. */
-static void multiply_two(const room *r, const rows_of_tile *e, const uint16_t *q, float *y)
-{
-    const uint16_t *q1 = q + r->steps * TILE;
-    float *y1 = y + ENTRIES * LANES;
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
-    for (int64_t k = 0; k < r->steps; k++) {
-        TILE_LOAD(4, e[0].row + k * DEPTH, e[0].stride);
-        TILE_LOAD(6, q + k * TILE, TILE_BYTES);
-        TILE_LOAD(5, e[1].row + k * DEPTH, e[1].stride);
-        TILE_LOAD(7, q1 + k * TILE, TILE_BYTES);
-        TILE_BF16(0, 4, 6);
-        TILE_BF16(1, 5, 6);
-        TILE_BF16(2, 4, 7);
-        TILE_BF16(3, 5, 7);
-    }
-    TILE_STORE(0, y, TILE_BYTES);
-    TILE_STORE(1, y + SQUARE, TILE_BYTES);
-    TILE_STORE(2, y1, TILE_BYTES);
-    TILE_STORE(3, y1 + SQUARE, TILE_BYTES);
-}
-
-static void multiply_one(const room *r, const rows_of_tile *e, const uint16_t *q, float *y)
-{
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    for (int64_t k = 0; k < r->steps; k++) {
-        TILE_LOAD(6, q + k * TILE, TILE_BYTES);
-        TILE_LOAD(4, e[0].row + k * DEPTH, e[0].stride);
-        TILE_LOAD(5, e[1].row + k * DEPTH, e[1].stride);
-        TILE_BF16(0, 4, 6);
-        TILE_BF16(1, 5, 6);
-    }
-    TILE_STORE(0, y, TILE_BYTES);
-    TILE_STORE(1, y + SQUARE, TILE_BYTES);
-}
-
-/* Without the factor of core_attn.logit.1. */
-static void multiply_logits(const room *r, const rows_of_tile *e, int64_t count)
-{
-    for (int64_t j = 0; j < count; j += STRIPE)
-        for (int64_t group = 0; group < r->groups; group += 2) {
-            const uint16_t *q = r->q + group * r->steps * TILE;
-            float *y = r->logits + (group * ENTRIES + j) * LANES;
-            if (group + 1 < r->groups)
-                multiply_two(r, e + j / TILE_ROWS, q, y);
-            else
-                multiply_one(r, e + j / TILE_ROWS, q, y);
-        }
-}
-
 /* ---- probabilities ---- */
 
 static inline lanes larger(lanes a, lanes b)
@@ -325,42 +262,162 @@ static void rescale(const room *r, int64_t group, uint32_t grown, const float *s
     }
 }
 
-/* core_attn.block.2, core_attn.block.3 */
-static void probabilities(const room *r, const fast_softmax *s, int64_t group, int64_t count)
+/* Groups of heads whose logits become p, step by step, so that it can be done while tiles are multiplied. */
+typedef struct {
+    const room *r;
+    float scale;
+    int64_t count;      /* entries */
+    int64_t group, end; /* in progress, and behind the last */
+    int64_t done;       /* entries of this group */
+    lanes old, top, sum[2];
+    __m512i pair[16];   /* since the last tile of p */
+} softening;
+
+/* core_attn.block.2 */
+static void open_group(softening *w)
 {
-    const float *logits = r->logits + group * ENTRIES * LANES;
-    const lanes old = lanes_load(r->maximum + group * LANES);
-    lanes part[4], sum[2] = {{0}};
-    __m512i v[16];
+    const float *logits = w->r->logits + w->group * ENTRIES * LANES;
+    lanes part[4];
     for (int i = 0; i < 4; i++)
         part[i] = lanes_all(-__builtin_inff());
-    for (int64_t j = 0; j < count; j++)
+    for (int64_t j = 0; j < w->count; j++)
         part[j % 4] = larger(part[j % 4], lanes_load(logits + j * LANES));
     lanes top = larger(larger(part[0], part[1]), larger(part[2], part[3]));
-    top = larger(old, top * s->scale);
-    for (int64_t j = 0; j < count; j += 2) {
-        lanes low = lanes_exp(lanes_load(logits + j * LANES) * s->scale - top), high = {0};
-        if (j + 1 < count)
-            high = lanes_exp(lanes_load(logits + (j + 1) * LANES) * s->scale - top);
-        sum[0] += low;
-        sum[1] += high;
-        v[j / 2 % 16] = rounded_pair(low, high);
-        if (j / 2 % 16 != 15 && j + 2 < count)
+    w->old = lanes_load(w->r->maximum + w->group * LANES);
+    w->top = larger(w->old, top * w->scale);
+    w->sum[0] = w->sum[1] = (lanes){0};
+    w->done = 0;
+}
+
+static void close_group(softening *w)
+{
+    const room *r = w->r;
+    const lanes shrink = lanes_exp(w->old - w->top); /* 0 in the first block: nothing was before */
+    const lanes before = lanes_load(r->denominator + w->group * LANES);
+    float factor[LANES];
+    lanes_store(factor, shrink);
+    lanes_store(r->denominator + w->group * LANES, before * shrink + (w->sum[0] + w->sum[1]));
+    lanes_store(r->maximum + w->group * LANES, w->top);
+    if (r->so_far->blocks_done > 0)
+        rescale(r, w->group, _mm512_cmp_ps_mask((__m512)w->old, (__m512)w->top, _CMP_NEQ_UQ), factor);
+}
+
+/* The pairs so far, and none behind them, as a tile of 16 heads. */
+static void put_pairs(softening *w, int64_t count)
+{
+    uint16_t *tile = w->r->p + (w->group * 2 + (w->done - 1) / STRIPE) * TILE;
+    for (int64_t i = count; i < 16; i++)
+        w->pair[i] = _mm512_setzero_si512();
+    exchange(w->pair);
+    for (int i = 0; i < 16; i++)
+        _mm512_storeu_si512(tile + i * DEPTH, w->pair[i]);
+}
+
+/* Two entries: core_attn.block.3 */
+static void soften_pair(softening *w)
+{
+    const float *logits = w->r->logits + (w->group * ENTRIES + w->done) * LANES;
+    const int64_t at = w->done / 2 % 16;
+    lanes low = lanes_exp(lanes_load(logits) * w->scale - w->top), high = {0};
+    if (w->done + 1 < w->count)
+        high = lanes_exp(lanes_load(logits + LANES) * w->scale - w->top);
+    w->sum[0] += low;
+    w->sum[1] += high;
+    w->pair[at] = rounded_pair(low, high);
+    w->done += 2;
+    if (at == 15 || w->done >= w->count)
+        put_pairs(w, at + 1);
+}
+
+static void soften(softening *w, int64_t pairs)
+{
+    for (; pairs > 0 && w->group < w->end; pairs--) {
+        soften_pair(w);
+        if (w->done < w->count)
             continue;
-        for (int64_t i = j / 2 % 16 + 1; i < 16; i++)
-            v[i] = _mm512_setzero_si512();
-        exchange(v);
-        for (int i = 0; i < 16; i++)
-            _mm512_storeu_si512(r->p + (group * 2 + j / STRIPE) * TILE + i * DEPTH, v[i]);
+        close_group(w);
+        if (++w->group < w->end)
+            open_group(w);
     }
-    const lanes shrink = lanes_exp(old - top); /* 0 in the first block: there was nothing before */
-    lanes before = lanes_load(r->denominator + group * LANES);
-    lanes_store(r->denominator + group * LANES, before * shrink + (sum[0] + sum[1]));
-    lanes_store(r->maximum + group * LANES, top);
-    if (r->so_far->blocks_done > 0) {
-        float factor[LANES];
-        lanes_store(factor, shrink);
-        rescale(r, group, _mm512_cmp_ps_mask((__m512)old, (__m512)top, _CMP_NEQ_UQ), factor);
+}
+
+/* These come next; those before are finished now. Their logits are there. */
+static void soften_next(softening *w, int64_t first, int64_t end)
+{
+    soften(w, INT64_MAX);
+    w->group = first;
+    w->end = end;
+    if (first < end)
+        open_group(w);
+}
+
+/* So many pairs at each of some steps, that all are done in the end. */
+static int64_t pairs_of_step(const softening *w, int64_t steps)
+{
+    int64_t pairs = (w->end - w->group) * ((w->count + 1) / 2);
+    return steps > 0 ? (pairs + steps - 1) / steps : 0;
+}
+
+/* ---- logits ---- */
+
+/* A stripe of entries and two groups of heads -> two tiles of logits of each group. With each step some
+ * pairs of other groups are softened. */
+static void multiply_two(const room *r, const rows_of_tile *e, const uint16_t *q, float *y,
+                         softening *w, int64_t pairs)
+{
+    const uint16_t *q1 = q + r->steps * TILE;
+    float *y1 = y + ENTRIES * LANES;
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
+    for (int64_t k = 0; k < r->steps; k++) {
+        TILE_LOAD(4, e[0].row + k * DEPTH, e[0].stride);
+        TILE_LOAD(6, q + k * TILE, TILE_BYTES);
+        TILE_LOAD(5, e[1].row + k * DEPTH, e[1].stride);
+        TILE_LOAD(7, q1 + k * TILE, TILE_BYTES);
+        TILE_BF16(0, 4, 6);
+        TILE_BF16(1, 5, 6);
+        TILE_BF16(2, 4, 7);
+        TILE_BF16(3, 5, 7);
+        soften(w, pairs);
+    }
+    TILE_STORE(0, y, TILE_BYTES);
+    TILE_STORE(1, y + SQUARE, TILE_BYTES);
+    TILE_STORE(2, y1, TILE_BYTES);
+    TILE_STORE(3, y1 + SQUARE, TILE_BYTES);
+}
+
+static void multiply_one(const room *r, const rows_of_tile *e, const uint16_t *q, float *y)
+{
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    for (int64_t k = 0; k < r->steps; k++) {
+        TILE_LOAD(6, q + k * TILE, TILE_BYTES);
+        TILE_LOAD(4, e[0].row + k * DEPTH, e[0].stride);
+        TILE_LOAD(5, e[1].row + k * DEPTH, e[1].stride);
+        TILE_BF16(0, 4, 6);
+        TILE_BF16(1, 5, 6);
+    }
+    TILE_STORE(0, y, TILE_BYTES);
+    TILE_STORE(1, y + SQUARE, TILE_BYTES);
+}
+
+/* All logits, without the factor of core_attn.logit.1. Of the last groups p is left to do. */
+static void multiply_logits(const room *r, const rows_of_tile *e, softening *w)
+{
+    const int64_t stripes = (w->count + STRIPE - 1) / STRIPE;
+    for (int64_t group = 0; group < r->groups; group += 2) {
+        const uint16_t *q = r->q + group * r->steps * TILE;
+        float *y = r->logits + group * ENTRIES * LANES;
+        const int64_t pairs = pairs_of_step(w, stripes * r->steps);
+        for (int64_t j = 0; j < stripes; j++)
+            if (group + 1 < r->groups)
+                multiply_two(r, e + 2 * j, q, y + j * 2 * SQUARE, w, pairs);
+            else
+                multiply_one(r, e + 2 * j, q, y + j * 2 * SQUARE);
+        tiles_fence();
+        soften_next(w, group, group + 2 < r->groups ? group + 2 : r->groups);
     }
 }
 
@@ -425,15 +482,23 @@ static void add_one(const room *r, int64_t group, int64_t k, int64_t halves)
     TILE_STORE(1, y + SQUARE, TILE_BYTES);
 }
 
-static void add_numerators(const room *r, int64_t count)
+/* The groups whose p is there come first. */
+static void add_numerators(const room *r, softening *w)
 {
-    const int64_t halves = (count + STRIPE - 1) / STRIPE;
+    const int64_t halves = (w->count + STRIPE - 1) / STRIPE, last = (r->groups - 1) / 2 * 2;
+    const int64_t pairs = pairs_of_step(w, last / 2 * r->steps);
     for (int64_t k = 0; k < r->steps; k++)
-        for (int64_t group = 0; group < r->groups; group += 2)
-            if (group + 1 < r->groups)
-                add_two(r, group, k, halves);
-            else
-                add_one(r, group, k, halves);
+        for (int64_t group = 0; group < last; group += 2) {
+            add_two(r, group, k, halves);
+            soften(w, pairs);
+        }
+    soften_next(w, r->groups, r->groups);
+    tiles_fence();
+    for (int64_t k = 0; k < r->steps; k++)
+        if (last + 1 < r->groups)
+            add_two(r, last, k, halves);
+        else
+            add_one(r, last, k, halves);
 }
 
 static void block(const fast_softmax *s, const uint16_t *const *rows, int64_t count, void *scratch)
@@ -443,20 +508,18 @@ static void block(const fast_softmax *s, const uint16_t *const *rows, int64_t co
     const uint16_t *row[ENTRIES];
     rows_of_tile e[ENTRIES / TILE_ROWS];
     for (int64_t j = 0; j < all; j++) {
-        row[j] = j < count ? rows[j] : r.nothing;
+        row[j] = rows[j < count ? j : 0]; /* for one that is not there any other stands in: p is 0 */
         r.so_far->entries = both(r.so_far->entries, extent_of(row[j], s->d));
     }
     for (int64_t j = 0; j < all; j += TILE_ROWS)
         e[j / TILE_ROWS] = line_up(&r, row, j);
     for (int64_t j = 0; j < all; j += 2)
         pair_up(&r, row[j], row[j + 1], j / 2);
+    softening w = {.r = &r, .scale = s->scale, .count = count};
     tiles_fence();
-    multiply_logits(&r, e, count);
+    multiply_logits(&r, e, &w);
     tiles_fence();
-    for (int64_t group = 0; group < r.groups; group++)
-        probabilities(&r, s, group, count);
-    tiles_fence();
-    add_numerators(&r, count);
+    add_numerators(&r, &w);
     tiles_fence();
     r.so_far->blocks_done++;
 }
