@@ -4,8 +4,8 @@
  * An operator is spec/STEM.md, fast/STEM.c and, where it has kernels, fast/STEM_lanes.h (written
  * once, in vectors of any width), fast/STEM_portable.c, fast/x86/STEM_avx2.c and
  * fast/x86/STEM_avx512.c. The kernels of an instruction set are a row of the table in isa.c, chosen
- * when the program starts. The level amx is avx512 and, for products of many tokens in RELEASED,
- * the tiles of fast/x86/linear_amx.c.
+ * when the program starts. The level amx is avx512 and, in RELEASED, tiles: for products of many
+ * tokens, the indexer's scores and core attention (fast/x86/STEM_amx.c).
  *
  * Activations are binary32 in both contracts. RELEASED: they hold bf16 numbers wherever spec/ says
  * so, and fast_bf16() and its kin are the rounding points. EXACT: nothing is rounded on purpose;
