@@ -9,7 +9,7 @@ enum {
     LEAST = 1 << 16,      /* multiply-adds of an item, at least: more than handing it out costs */
     FEW_TOKENS = 4,       /* for more, kernels decode weights once for all tokens .. */
     PANEL_ROWS = 24,      /* .. and read all of x for each panel: no fewer rows, if there are */
-    TILED_ROWS = 64,      /* the same where kernels work in tiles */
+    TILED_ROWS = 64,      /* the same where kernels work in tiles, and twice that in large matrices */
     LEAST_COPIED = 1 << 15 /* values of x, from which on threads prepare them */
 };
 
@@ -236,8 +236,10 @@ static int64_t rows_of_item(const plan *all, const fast_linear_job *job, bool ti
     int64_t threads = fast_pool_threads(all->c->pool);
     int64_t work = job->w->cols * job->T; /* of a row */
     int64_t rows = work > 0 ? share / work : job->rows;
-    if (tiled)
-        return rows < TILED_ROWS ? TILED_ROWS : rows / TILED_ROWS * TILED_ROWS;
+    if (tiled) {
+        int64_t least = job->rows >= 8 * TILED_ROWS * threads ? 2 * TILED_ROWS : TILED_ROWS;
+        return rows < least ? least : rows / TILED_ROWS * TILED_ROWS;
+    }
     if (job->T > FEW_TOKENS && rows < PANEL_ROWS) {
         int64_t even = (job->rows + threads - 1) / threads;
         rows = even < PANEL_ROWS ? even : PANEL_ROWS;

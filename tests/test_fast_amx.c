@@ -242,6 +242,20 @@ static void fp8_codes(pair *t)
     }
 }
 
+/* A block of normal numbers but for one. */
+static void fp8_one_small(pair *t)
+{
+    enum { rows = 32, cols = 128 };
+    uint8_t codes[rows * cols], scale = 130;
+    for (int i = 0; i < rows * cols; i++)
+        codes[i] = (uint8_t)(8 + i % 119 + (i % 3 == 0 ? 128 : 0));
+    for (int row = 0; row < rows; row++)
+        codes[row * cols + row * 4 + row / 8] = (uint8_t)(row % 8 + (row % 16 < 8 ? 0 : 128));
+    dsv4_matrix w = small_fp8(t->s, codes, &scale, rows, cols);
+    check_values(t, &w, 1);
+    assert_true(taken > 0 && refused == 0);
+}
+
 static void fp4_codes(pair *t)
 {
     enum { rows = 3, cols = 64, blocks = cols / 32 };
@@ -268,6 +282,7 @@ static void fp4_codes(pair *t)
 static void every_code(void **state)
 {
     each(state, 1, fp8_codes);
+    each(state, 1, fp8_one_small);
     each(state, 1, fp4_codes);
 }
 
@@ -485,11 +500,11 @@ static void compare_with_emulation(small *s, dsv4_dtype dtype, int64_t rows, int
 {
     const int64_t size = emulated_amx.arranged_size(cols), tiles = (T + FAST_TILE - 1) / FAST_TILE;
     dsv4_matrix w = small_random_matrix(s, integers ? DSV4_F32 : dtype, rows, cols, 1);
-    float *x = inputs(s, T, cols), *weights = (float *)(uintptr_t)w.data;
+    float *x = inputs(s, T, cols);
     for (int64_t i = 0; i < T * cols && integers; i++)
         x[i] = (float)(i * 37 % 255 - 127);
     for (int64_t i = 0; i < rows * cols && integers; i++)
-        weights[i] = (float)(i * 53 % 255 - 127);
+        memcpy((char *)(uintptr_t)w.data + 4 * i, &(float){(float)(i * 53 % 255 - 127)}, 4);
     const fast_tile_kernels *const kernels[] = {&emulated_amx, &fast_linear_amx};
     uint16_t *arranged[2];
     float *y[2];

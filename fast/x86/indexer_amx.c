@@ -222,8 +222,8 @@ static bool works(void)
             int scale = (g + i / FP4) % 3;
             codes[(g * d_i + i) / 2] = (uint8_t)(low | high << 4);
             scales[g * d_i / FP4 + i / FP4] = (uint8_t)(127 + scale);
-            key[g][i] = (low < 8 ? 1 : -1) * halves[low % 8] << scale;
-            key[g][i + 1] = (high < 8 ? 1 : -1) * halves[high % 8] << scale;
+            key[g][i] = (low < 8 ? 1 : -1) * (halves[low % 8] << scale);
+            key[g][i + 1] = (high < 8 ? 1 : -1) * (halves[high % 8] << scale);
         }
     for (int i = 0; i < n_i * d_i; i++)
         iq[i] = (float)(i * 29 % 13 - 6);

@@ -74,18 +74,19 @@ static inline void arrange_block(const float *x, extent *e, float *scale, uint32
     if (!zero)
         widen(e, exponent - 1, exponent + 3);
     int8_t value[FP4];
-    lanes_int sum = {0}, lost = {0};
+    lanes_bits sum = {0};
+    lanes_int lost = {0};
     for (int i = 0; i < FP4; i += LANES) {
         lanes number = lanes_load(x + i) * inverse;
         lanes_int integer = __builtin_convertvector(number, lanes_int);
         lost |= __builtin_convertvector(integer, lanes) != number;
-        sum += integer;
+        sum += (lanes_bits)integer;
         bytes narrow = __builtin_convertvector(integer, bytes);
         memcpy(value + i, &narrow, sizeof narrow);
     }
     uint32_t total = 0, any = 0;
     for (int i = 0; i < LANES; i++) {
-        total += (uint32_t)sum[i];
+        total += sum[i];
         any |= (uint32_t)lost[i];
     }
     e->good = e->good && any == 0;

@@ -19,7 +19,7 @@
 enum {
     BLOCK = TILE_ROWS * DEPTH,
     ROWS = 4 * TILE_ROWS,   /* of weights, at least, that are decoded at a time */
-    PANEL = 1 << 19,        /* decoded weights that are kept, if they are more: 1 MB */
+    PANEL = 17 << 15,       /* decoded weights that are kept, if they are more: 1 MB, of 2 that a core has */
     STAGGER = DEPTH         /* between decoded rows: they fall into different cache sets */
 };
 
@@ -115,6 +115,13 @@ static inline __m512i scaled(__m512i table, __mmask32 numbers, __m512i exponent)
     return _mm512_mask_add_epi16(table, numbers, table, exponent);
 }
 
+/* Weights come from memory: the next row's are asked for, 64 bytes at a time. */
+static inline void prefetch(const unsigned char *p)
+{
+    enum { AHEAD = 4096 };
+    _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0);
+}
+
 /* quant.e2m1.1, quant.fp4.1. Of an index only 5 bits count; the fifth is of the byte's other code, so
  * the table stands there twice. */
 static int decode_fp4(const dsv4_matrix *w, int64_t row, uint16_t *out)
@@ -137,6 +144,8 @@ static int decode_fp4(const dsv4_matrix *w, int64_t row, uint16_t *out)
         __m512i exponent = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 7);
         uint32_t twice[16]; /* for both halves of a word */
         _mm512_storeu_si512(twice, _mm512_or_si512(exponent, _mm512_slli_epi32(exponent, 16)));
+        for (int j = 0; j < 256; j += 64)
+            prefetch(data + j);
         for (int j = 0; j < some; j++, data += 16, out += DEPTH) {
             __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)data));
             index = _mm512_or_si512(index, _mm512_slli_epi32(index, 12));
@@ -147,14 +156,9 @@ static int decode_fp4(const dsv4_matrix *w, int64_t row, uint16_t *out)
     return least - 127 - 1;
 }
 
-/* quant.e4m3.1, quant.fp8.1. The bits of a normal number are moved to where bf16 has them; subnormal
- * ones and 0 are in a table. */
 static int decode_fp8(const dsv4_matrix *w, int64_t row, uint16_t *out)
 {
-    static const uint16_t codes[DEPTH] = { /* 0 to 7 with a scale of 2^0 */
-        0,      0xfb80, 0xfc00, 0xfc40, 0xfc80, 0xfca0, 0xfcc0, 0xfce0};
-    const __m512i table = _mm512_loadu_si512(codes);
-    const __m512i bits = _mm512_set1_epi16(0x07f0), sign = _mm512_set1_epi16((short)0x8000);
+    const __m512i magnitude = _mm512_set1_epi8(0x7f);
     const int64_t cols = w->cols, count = (cols + 127) / 128;
     const unsigned char *data = (const unsigned char *)w->data + row * cols;
     const uint8_t *scales = w->scale + row / 128 * count;
@@ -165,20 +169,29 @@ static int decode_fp8(const dsv4_matrix *w, int64_t row, uint16_t *out)
     for (int64_t i = 0; i < cols; i += 128) {
         const __m512i exponent = _mm512_set1_epi16((short)(scales[i / 128] << 7));
         const __m512i bias = _mm512_sub_epi16(exponent, _mm512_set1_epi16(7 << 7));
-        const __m512i small = scaled(table, 0xfe, exponent);
-        for (int64_t j = i; j < i + 128 && j < cols; j += DEPTH) {
+        const int64_t end = cols - i < 128 ? cols : i + 128;
+        bool plain = end - i == 128; /* a whole block, of normal numbers only */
+        for (int64_t j = i; j < end; j += 64) {
+            __mmask64 mask = end - j >= 64 ? ~0ull : (1ull << (end - j)) - 1;
+            __m512i bytes = _mm512_and_si512(_mm512_maskz_loadu_epi8(mask, data + j), magnitude);
+            largest = _mm512_max_epu8(largest, bytes);
+            plain = plain && _mm512_cmplt_epu8_mask(bytes, _mm512_set1_epi8(8)) == 0;
+            prefetch(data + j);
+        }
+        if (plain) {
+            for (int j = 0; j < 128; j += DEPTH)
+                _mm512_storeu_si512(
+                    out + i + j,
+                    normal_fp8(_mm256_loadu_si256((const __m256i_u *)(data + i + j)), bias));
+            continue;
+        }
+        const __m512i small = small_fp8(exponent);
+        for (int64_t j = i; j < end; j += DEPTH) {
             __m256i bytes = _mm256_maskz_loadu_epi8(first_of(cols - j), data + j);
-            __m512i code = _mm512_cvtepu8_epi16(bytes);
-            __m512i magnitude = _mm512_and_si512(_mm512_slli_epi16(code, 4), bits);
-            __mmask32 subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
-            __m512i value = _mm512_add_epi16(magnitude, bias);
-            value = _mm512_mask_permutexvar_epi16(value, subnormal, code, small);
-            __m512i signs = _mm512_and_si512(_mm512_slli_epi16(code, 8), sign);
-            _mm512_storeu_si512(out + j, _mm512_or_si512(value, signs));
-            largest = _mm512_max_epu16(largest, magnitude);
+            _mm512_storeu_si512(out + j, any_fp8(bytes, bias, small));
         }
     }
-    if (_mm512_cmpeq_epi16_mask(largest, bits) != 0) /* NaN */
+    if (_mm512_cmpeq_epi8_mask(largest, magnitude) != 0) /* NaN */
         return UNUSABLE;
     return least - 127 - 9;
 }
@@ -209,21 +222,32 @@ static int decode_plain(const dsv4_matrix *w, int64_t row, uint16_t *out)
     return lowest_bit(&all);
 }
 
-/* Rows [begin, end), at most a panel, and rows of zeros up to whole ROWS; their lowest bit. */
-static int decode(const dsv4_matrix *w, int64_t begin, int64_t end, uint16_t *panel)
+static int decode_row(const dsv4_matrix *w, int64_t row, uint16_t *out)
+{
+    return w->dtype == DSV4_I8           ? decode_fp4(w, row, out)
+           : w->dtype == DSV4_F8_E4M3    ? decode_fp8(w, row, out)
+                                         : decode_plain(w, row, out);
+}
+
+/* Up to whole ROWS, zeros. */
+static void fill_up(const dsv4_matrix *w, int64_t rows, uint16_t *panel)
 {
     const int64_t stride = panel_stride(w);
+    for (; rows % ROWS != 0; rows++)
+        memset(panel + rows * stride, 0, (size_t)stride * sizeof *panel);
+}
+
+/* Rows [begin, end), at most a panel; their lowest bit. */
+static int decode(const dsv4_matrix *w, int64_t begin, int64_t end, uint16_t *panel)
+{
     int least = NO_BIT;
-    for (int64_t row = begin; row < end; row++, panel += stride) {
-        int bit = w->dtype == DSV4_I8           ? decode_fp4(w, row, panel)
-                  : w->dtype == DSV4_F8_E4M3    ? decode_fp8(w, row, panel)
-                                                : decode_plain(w, row, panel);
+    for (int64_t row = begin; row < end; row++) {
+        int bit = decode_row(w, row, panel + (row - begin) * panel_stride(w));
         if (bit == UNUSABLE)
             return UNUSABLE;
         least = bit < least ? bit : least;
     }
-    for (int64_t row = end; (row - begin) % ROWS != 0; row++, panel += stride)
-        memset(panel, 0, (size_t)stride * sizeof *panel);
+    fill_up(w, end - begin, panel);
     return least;
 }
 
@@ -232,15 +256,28 @@ static int decode(const dsv4_matrix *w, int64_t begin, int64_t end, uint16_t *pa
 /* Results of a tile, before rows and columns are exchanged. */
 typedef float results[TILE_ROWS][TILE_ROWS];
 
-/* 32 rows of weights and 32 tokens. Strides count values. */
-static void multiply_square(const uint16_t *w, int64_t stride, const uint16_t *x, int64_t x_stride,
-                            int64_t count, results y[4])
+static inline void clear_sums(void)
 {
-    const uint16_t *w1 = w + TILE_ROWS * stride, *x1 = x + x_stride;
     TILE_ZERO(0);
     TILE_ZERO(1);
     TILE_ZERO(2);
     TILE_ZERO(3);
+}
+
+static inline void store_sums(results y[4])
+{
+    TILE_STORE(0, y[0], TILE_BYTES);
+    TILE_STORE(1, y[1], TILE_BYTES);
+    TILE_STORE(2, y[2], TILE_BYTES);
+    TILE_STORE(3, y[3], TILE_BYTES);
+    tiles_fence();
+}
+
+/* To the sums of 32 rows of weights and 32 tokens, `count` times DEPTH channels. Strides count values. */
+static inline void add_square(const uint16_t *w, int64_t stride, const uint16_t *x, int64_t x_stride,
+                              int64_t count)
+{
+    const uint16_t *w1 = w + TILE_ROWS * stride, *x1 = x + x_stride;
     for (int64_t k = 0; k < count; k++) {
         TILE_LOAD(4, w + k * DEPTH, 2 * stride);
         TILE_LOAD(6, x + k * BLOCK, TILE_BYTES);
@@ -251,21 +288,12 @@ static void multiply_square(const uint16_t *w, int64_t stride, const uint16_t *x
         TILE_BF16(2, 4, 7);
         TILE_BF16(3, 5, 7);
     }
-    TILE_STORE(0, y[0], TILE_BYTES);
-    TILE_STORE(1, y[1], TILE_BYTES);
-    TILE_STORE(2, y[2], TILE_BYTES);
-    TILE_STORE(3, y[3], TILE_BYTES);
 }
 
-/* 64 rows of weights and 16 tokens. */
-static void multiply_column(const uint16_t *w, int64_t stride, const uint16_t *x, int64_t count,
-                            results y[4])
+/* The same of 64 rows of weights and 16 tokens. */
+static inline void add_column(const uint16_t *w, int64_t stride, const uint16_t *x, int64_t count)
 {
     const int64_t next = TILE_ROWS * stride;
-    TILE_ZERO(0);
-    TILE_ZERO(1);
-    TILE_ZERO(2);
-    TILE_ZERO(3);
     for (int64_t k = 0; k < count; k++, w += DEPTH, x += BLOCK) {
         TILE_LOAD(7, x, TILE_BYTES);
         TILE_LOAD(4, w, 2 * stride);
@@ -277,10 +305,6 @@ static void multiply_column(const uint16_t *w, int64_t stride, const uint16_t *x
         TILE_BF16(2, 6, 7);
         TILE_BF16(3, 4, 7);
     }
-    TILE_STORE(0, y[0], TILE_BYTES);
-    TILE_STORE(1, y[1], TILE_BYTES);
-    TILE_STORE(2, y[2], TILE_BYTES);
-    TILE_STORE(3, y[3], TILE_BYTES);
 }
 
 /* The results of rows row .. end - 1, at most 16, and of tokens from t on. linear.round.1 */
@@ -302,6 +326,18 @@ static void put(const fast_product *p, const float *y, int64_t row, int64_t end,
     }
 }
 
+static inline void put_square(const fast_product *p, results y[4], int64_t row, int64_t end, int64_t t)
+{
+    for (int i = 0; i < 4; i++)
+        put(p, y[i][0], row + i % 2 * TILE_ROWS, end, t + i / 2 * TILE_ROWS);
+}
+
+static inline void put_column(const fast_product *p, results y[4], int64_t row, int64_t end, int64_t t)
+{
+    for (int i = 0; i < 4; i++)
+        put(p, y[i][0], row + i * TILE_ROWS, end, t);
+}
+
 /* Rows [begin, end), which stand in a panel. */
 static void multiply(const fast_product *p, const uint16_t *panel, int64_t begin, int64_t end)
 {
@@ -309,52 +345,128 @@ static void multiply(const fast_product *p, const uint16_t *panel, int64_t begin
     const int64_t x_stride = arranged_size(p->w->cols);
     _Alignas(64) results y[4];
     int64_t t = 0;
+    tiles_fence();
     for (; t + TILE_ROWS < p->T; t += 2 * TILE_ROWS)
         for (int64_t row = begin; row < end; row += 2 * TILE_ROWS) {
-            multiply_square(panel + (row - begin) * stride, stride,
-                            p->arranged + t / TILE_ROWS * x_stride, x_stride, count, y);
-            tiles_fence();
-            for (int i = 0; i < 4; i++)
-                put(p, y[i][0], row + i % 2 * TILE_ROWS, end, t + i / 2 * TILE_ROWS);
+            clear_sums();
+            add_square(panel + (row - begin) * stride, stride,
+                       p->arranged + t / TILE_ROWS * x_stride, x_stride, count);
+            store_sums(y);
+            put_square(p, y, row, end, t);
         }
     if (t >= p->T)
         return;
     for (int64_t row = begin; row < end; row += ROWS) {
-        multiply_column(panel + (row - begin) * stride, stride,
-                        p->arranged + t / TILE_ROWS * x_stride, count, y);
-        tiles_fence();
-        for (int i = 0; i < 4; i++)
-            put(p, y[i][0], row + i * TILE_ROWS, end, t);
+        clear_sums();
+        add_column(panel + (row - begin) * stride, stride, p->arranged + t / TILE_ROWS * x_stride,
+                   count);
+        store_sums(y);
+        put_column(p, y, row, end, t);
     }
+}
+
+/* Few tokens: decoding takes longer than multiplying, and memory longer than both, so the three go side by
+ * side. While a group of ROWS is decoded, the one before is multiplied, some steps after each row; sums
+ * stay in their registers from one step to the next. */
+enum { FEW = 2 * TILE_ROWS };
+
+/* A group that is being multiplied. */
+typedef struct {
+    const fast_product *p;
+    const uint16_t *panel;
+    int64_t begin, end; /* its rows */
+    int64_t row, k;     /* what comes next: rows from `row` on, block k */
+} group;
+
+static void advance(group *g, int64_t steps)
+{
+    const fast_product *p = g->p;
+    const int64_t stride = panel_stride(p->w), count = blocks(p->w->cols);
+    const bool column = p->T <= TILE_ROWS;
+    _Alignas(64) results y[4];
+    tiles_fence();
+    while (steps > 0 && g->row < g->end) {
+        const int64_t some = count - g->k < steps ? count - g->k : steps;
+        const uint16_t *w = g->panel + (g->row - g->begin) * stride + g->k * DEPTH;
+        const uint16_t *x = p->arranged + g->k * BLOCK;
+        if (g->k == 0)
+            clear_sums();
+        if (column)
+            add_column(w, stride, x, some);
+        else
+            add_square(w, stride, x, arranged_size(p->w->cols), some);
+        g->k += some;
+        steps -= some;
+        if (g->k < count)
+            break;
+        store_sums(y);
+        if (column)
+            put_column(p, y, g->row, g->end, 0);
+        else
+            put_square(p, y, g->row, g->end, 0);
+        g->row += column ? ROWS : 2 * TILE_ROWS;
+        g->k = 0;
+    }
+    tiles_fence();
+}
+
+/* No product or sum of multiples of 2 to this is subnormal. */
+enum { LOWEST_NORMAL = -126 };
+
+static bool multiply_few(const fast_product *p, int64_t begin, int64_t end, int input, uint16_t *panels)
+{
+    const int64_t stride = panel_stride(p->w), count = blocks(p->w->cols);
+    const int64_t steps = (count * (p->T <= TILE_ROWS ? 1 : 2) + ROWS - 1) / ROWS;
+    group before = {.p = p};
+    bool second = false;
+    for (int64_t row = begin; row < end; row += ROWS, second = !second) {
+        uint16_t *panel = panels + (second ? ROWS * stride : 0);
+        const int64_t last = end - row < ROWS ? end : row + ROWS;
+        for (int64_t i = row; i < last; i++) {
+            int bit = decode_row(p->w, i, panel + (i - row) * stride);
+            if (bit == UNUSABLE || bit + input < LOWEST_NORMAL)
+                return false;
+            advance(&before, steps);
+        }
+        fill_up(p->w, last - row, panel);
+        advance(&before, INT64_MAX);
+        before = (group){p, panel, row, last, row, 0};
+    }
+    advance(&before, INT64_MAX);
+    return true;
+}
+
+static bool multiply_many(const fast_product *p, int64_t begin, int64_t end, int input, uint16_t *panel)
+{
+    const int64_t most = panel_rows(p->w);
+    for (int64_t row = begin; row < end; row += most) {
+        int64_t last = end - row < most ? end : row + most;
+        int bit = decode(p->w, row, last, panel);
+        if (bit == UNUSABLE || bit + input < LOWEST_NORMAL)
+            return false;
+        multiply(p, panel, row, last);
+    }
+    return true;
 }
 
 static bool product(const fast_product *p, int64_t begin, int64_t end, float *scratch)
 {
-    enum { LOWEST_NORMAL = -126 }; /* no product or sum of multiples of this is subnormal */
-    const int64_t most = panel_rows(p->w);
-    uint16_t *panel = (uint16_t *)scratch;
     int input = NO_BIT;
     for (int64_t i = 0; i < (p->T + TILE_ROWS - 1) / TILE_ROWS; i++)
         input = p->lowest_bit[i] < input ? p->lowest_bit[i] : input;
     if (input == UNUSABLE)
         return false;
-    bool good = true;
     tiles_begin();
-    for (int64_t row = begin; row < end && good; row += most) {
-        int64_t last = end - row < most ? end : row + most;
-        int bit = decode(p->w, row, last, panel);
-        good = bit != UNUSABLE && bit + input >= LOWEST_NORMAL;
-        tiles_fence();
-        if (good)
-            multiply(p, panel, row, last);
-    }
+    bool good = p->T <= FEW ? multiply_few(p, begin, end, input, (uint16_t *)scratch)
+                            : multiply_many(p, begin, end, input, (uint16_t *)scratch);
     tiles_end();
     return good;
 }
 
 static int64_t scratch_size(const fast_product *p)
 {
-    return panel_rows(p->w) * panel_stride(p->w) / 2;
+    int64_t rows = panel_rows(p->w), few = p->w->rows > ROWS ? 2 * ROWS : ROWS;
+    return (p->T <= FEW ? few : rows) * panel_stride(p->w) / 2;
 }
 
 /* ---- the self-check: integers, whose sums are exact in any order ---- */
@@ -372,12 +484,12 @@ static int store_weight(dsv4_dtype dtype, int64_t row, int64_t i, int64_t cols, 
     if (dtype == DSV4_I8) {
         int code = number % 8, half = (code | (sign < 0 ? 8 : 0)) << (i % 2 == 0 ? 0 : 4);
         data[at / 2] = (unsigned char)(i % 2 == 0 ? half : data[at / 2] | half);
-        return sign * halves[code] << doublings;
+        return sign * (halves[code] << doublings);
     }
     if (dtype == DSV4_F8_E4M3) {
         int code = number % 64, exponent = code >> 3, part = code & 7;
         data[at] = (unsigned char)(code | (sign < 0 ? 0x80 : 0));
-        return sign * (exponent == 0 ? part : (8 + part) << (exponent - 1)) << doublings;
+        return sign * ((exponent == 0 ? part : (8 + part) << (exponent - 1)) << doublings);
     }
     float value = (float)(sign * number);
     uint32_t bits;
