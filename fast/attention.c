@@ -331,16 +331,18 @@ static void make_entry_rows(batch *b)
     if (s->tiles == NULL)
         return;
     b->entry_rows = FAST_TAKE(s->c, uint16_t *, s->call->segments);
-    for (int64_t i = 0; i < s->call->segments; i++) {
+    for (int64_t i = 0; i < s->call->segments; i++)
+        b->entry_rows[i] = NULL;
+    for (int64_t j = 0, end; j < b->rows; j = end) {
+        const int64_t i = s->segment_of[b->first + j];
         int64_t visible = 0, taken = 0;
-        for (int64_t j = 0; j < b->rows; j++)
-            if (s->segment_of[b->first + j] == i) {
-                int64_t seen = b->count[j] > 0 ? visible_to(s, b->first + j) : 0;
-                visible = seen > visible ? seen : visible;
-                taken += b->count[j];
-            }
-        bool many = visible > 0 && visible <= MOST_ROWS && taken >= 2 * visible;
-        b->entry_rows[i] = many ? convert(s, i, &s->state[i]->compressor.entries, visible) : NULL;
+        for (end = j; end < b->rows && s->segment_of[b->first + end] == i; end++) {
+            int64_t seen = b->count[end] > 0 ? visible_to(s, b->first + end) : 0;
+            visible = seen > visible ? seen : visible;
+            taken += b->count[end];
+        }
+        if (visible > 0 && visible <= MOST_ROWS && taken >= 2 * visible)
+            b->entry_rows[i] = convert(s, i, &s->state[i]->compressor.entries, visible);
     }
 }
 

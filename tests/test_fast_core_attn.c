@@ -131,8 +131,9 @@ static fast_list list_of(const token *t)
  * A logit is a sum of d products, each within u, in any order: d + 3 roundings of the sum of
  * magnitudes at most. exp() gives the error of its argument, that of the subtraction and 4 u; each
  * rescaling as much again, with arguments that add up to the whole way; what is below 2^-126 is
- * lost, and so is, by tiles, a product below. The numerator has count + blocks additions. Quotients: as numerator and denominator
- * together. In RELEASED a p near the middle between two bf16 numbers may go to either. */
+ * lost, and so is, by tiles, a product below. The numerator has count + blocks additions. Quotients:
+ * as numerator and denominator together. In RELEASED a p near the middle between two bf16 numbers may
+ * go to either. */
 static void formula(small *s, const token *t, int64_t h, double *out, double *bound)
 {
     const double *q = t->q + h * t->d;
