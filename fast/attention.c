@@ -266,7 +266,7 @@ static void choose(batch *b)
 
 /* What several rows of a call attend to is made into rows once. One row's results are the same where it
  * is not. */
-enum { FEW_ROWS = 4, ENTRIES_PER_ITEM = 64, MOST_ROWS = 1 << 16 };
+enum { FEW_ROWS = 4, ENTRIES_PER_ITEM = 16, MOST_ROWS = 1 << 16 };
 
 static void convert_keys(void *context, int64_t row, int worker)
 {
