@@ -7,6 +7,7 @@
 /* Rows attend together as long as their scores, or what they select, are no more values than
  * this. */
 enum { MOST_SCORES = 1 << 24, KEYS_PER_ITEM = 4096 };
+enum { TILE = 16 }; /* heads that tiles take at once */
 
 /* What is computed for all rows of a call before any of them attends. */
 typedef struct {
@@ -19,6 +20,10 @@ typedef struct {
     float *iq, *w;             /* CSA: [T, n_i, d_i], [T, n_i] */
     float *angles;             /* [T, R] */
     float *sink;               /* [H] */
+    const fast_row_kernels *tiles; /* that attend, from rows: NULL where none do */
+    int64_t row_size;
+    uint16_t *kv_rows;         /* [T] */
+    uint16_t **window_rows;    /* of each segment [window]: NULL where few would take them */
 } sublayer;
 
 static int64_t smaller(int64_t a, int64_t b)
@@ -142,12 +147,15 @@ typedef struct {
     int64_t kept;       /* the most entries that a row keeps */
     int64_t *selected;  /* [rows, kept] */
     int64_t *count;     /* [rows] */
-    int64_t groups;     /* items that the heads of one row are cut into */
+    int64_t groups;     /* items that the heads of one row are cut into, .. */
+    int64_t heads;      /* .. so many at a time */
     uint32_t *select_scratch;
     float *index_scratch, *attend_scratch;
     int64_t index_scratch_size, attend_scratch_size;
+    uint16_t **entry_rows;  /* of each segment [width], or NULL: as window_rows */
     int64_t *slot, *index; /* a list for each worker */
     const float **entry;
+    const uint16_t **row;
     int64_t list_room;
 } batch;
 
@@ -255,6 +263,90 @@ static void choose(batch *b)
     }
 }
 
+/* ---- entries as rows for tiles ---- */
+
+/* What several rows of a call attend to is made into rows once. One row's results are the same where it
+ * is not. */
+enum { FEW_ROWS = 4, ENTRIES_PER_ITEM = 16, MOST_ROWS = 1 << 16 };
+
+static void convert_keys(void *context, int64_t row, int worker)
+{
+    const sublayer *s = context;
+    int64_t d = s->c->config->head_dim;
+    (void)worker;
+    s->tiles->row(s->kv + row * d, d, s->kv_rows + row * s->row_size);
+}
+
+typedef struct {
+    const sublayer *s;
+    int64_t segment, count;
+    const fast_entries *entries; /* NULL: of the window */
+    uint16_t *rows;
+} conversion;
+
+static void convert_entries(void *context, int64_t item, int worker)
+{
+    const conversion *v = context;
+    const sublayer *s = v->s;
+    int64_t d = s->c->config->head_dim, first = item * ENTRIES_PER_ITEM;
+    int64_t end = smaller(first + ENTRIES_PER_ITEM, v->count);
+    (void)worker;
+    if (v->entries != NULL)
+        fast_core_attn_rows(s->c, v->entries, first, end - first, v->rows + first * s->row_size);
+    else
+        for (int64_t i = first; i < end; i++)
+            s->tiles->row(s->state[v->segment]->window + i * d, d, v->rows + i * s->row_size);
+}
+
+static uint16_t *convert(const sublayer *s, int64_t segment, const fast_entries *entries,
+                         int64_t count)
+{
+    conversion v = {s, segment, count, entries, FAST_TAKE(s->c, uint16_t, count * s->row_size)};
+    fast_pool_run(s->c->pool, (count + ENTRIES_PER_ITEM - 1) / ENTRIES_PER_ITEM, convert_entries,
+                  &v);
+    return v.rows;
+}
+
+/* The call's keys, and the windows that stand before them. */
+static void make_rows(sublayer *s)
+{
+    const fast_context *c = s->c;
+    s->tiles = fast_core_attn_tiles(c);
+    if (s->tiles == NULL)
+        return;
+    s->row_size = s->tiles->row_size(c->config->head_dim);
+    s->kv_rows = FAST_TAKE(c, uint16_t, s->call->T * s->row_size);
+    fast_pool_run(c->pool, s->call->T, convert_keys, s);
+    s->window_rows = FAST_TAKE(c, uint16_t *, s->call->segments);
+    for (int64_t i = 0; i < s->call->segments; i++) {
+        const fast_segment *segment = &s->call->segment[i];
+        int64_t count = smaller(segment->position, c->config->sliding_window);
+        s->window_rows[i] = segment->rows < FEW_ROWS ? NULL : convert(s, i, NULL, count);
+    }
+}
+
+/* Compressed entries, if those that the rows have chosen are twice as many as there are. */
+static void make_entry_rows(batch *b)
+{
+    const sublayer *s = b->s;
+    if (s->tiles == NULL)
+        return;
+    b->entry_rows = FAST_TAKE(s->c, uint16_t *, s->call->segments);
+    for (int64_t i = 0; i < s->call->segments; i++)
+        b->entry_rows[i] = NULL;
+    for (int64_t j = 0, end; j < b->rows; j = end) {
+        const int64_t i = s->segment_of[b->first + j];
+        int64_t visible = 0, taken = 0;
+        for (end = j; end < b->rows && s->segment_of[b->first + end] == i; end++) {
+            int64_t seen = b->count[end] > 0 ? visible_to(s, b->first + end) : 0;
+            visible = seen > visible ? seen : visible;
+            taken += b->count[end];
+        }
+        if (visible > 0 && visible <= MOST_ROWS && taken >= 2 * visible)
+            b->entry_rows[i] = convert(s, i, &s->state[i]->compressor.entries, visible);
+    }
+}
+
 /* ---- attending ---- */
 
 /* The list of a row, core_attn.list.1 to 3: its window, from this call's keys and from those
@@ -279,7 +371,31 @@ static fast_list list_of(const batch *b, int64_t row, int worker)
         index[count] = selected[i];
         slot[count] = W + i;
     }
-    return (fast_list){count, e, index, slot, &state_of(s, row)->compressor.entries};
+    return (fast_list){.count = count, .e = e, .index = index, .slot = slot,
+                       .entries = &state_of(s, row)->compressor.entries};
+}
+
+/* Row `at` of some, if there are any. */
+static const uint16_t *row_at(const sublayer *s, const uint16_t *rows, int64_t at)
+{
+    return rows == NULL ? NULL : rows + at * s->row_size;
+}
+
+/* The rows that have been made of such a list. */
+static const uint16_t *const *rows_of(const batch *b, int64_t row, const fast_list *list, int worker)
+{
+    const sublayer *s = b->s;
+    const int64_t i = s->segment_of[row], W = s->c->config->sliding_window;
+    const fast_segment *segment = &s->call->segment[i];
+    int64_t t = s->call->position[row], oldest = t - W + 1 > 0 ? t - W + 1 : 0, count = 0;
+    const uint16_t **rows = b->row + worker * b->list_room;
+    for (int64_t token = oldest; token <= t; token++, count++)
+        rows[count] = token >= segment->position
+                          ? row_at(s, s->kv_rows, segment->first + token - segment->position)
+                          : row_at(s, s->window_rows[i], token % W);
+    for (; count < list->count; count++)
+        rows[count] = row_at(s, b->entry_rows[i], list->index[count]);
+    return rows;
 }
 
 static void attend_heads(void *context, int64_t item, int worker)
@@ -288,17 +404,37 @@ static void attend_heads(void *context, int64_t item, int worker)
     const sublayer *s = b->s;
     int64_t H = s->c->config->num_attention_heads, d = s->c->config->head_dim;
     int64_t row = b->first + item / b->groups, group = item % b->groups;
-    int64_t first = H * group / b->groups, end = H * (group + 1) / b->groups;
+    int64_t first = smaller(group * b->heads, H), end = smaller(first + b->heads, H);
     fast_list list = list_of(b, row, worker);
+    if (s->tiles != NULL)
+        list.row = rows_of(b, row, &list, worker);
     fast_core_attn(s->c, s->q + row * H * d, s->sink, &list, first, end - first,
                    s->core + row * H * d, b->attend_scratch + worker * b->attend_scratch_size);
+}
+
+/* Few rows: each is cut into groups of heads, so that all threads have work. By tiles two groups of 16
+ * heads are multiplied for little more than one, and every item takes all entries. */
+static void cut_heads(batch *b)
+{
+    int64_t H = b->s->c->config->num_attention_heads, threads = fast_pool_threads(b->s->c->pool);
+    int64_t groups = b->rows >= 4 * threads ? 1 : smaller(H, 2 * threads);
+    if (b->s->tiles != NULL && groups > 1) {
+        groups = b->rows < threads ? (threads + b->rows - 1) / b->rows : 2;
+        groups = b->rows % threads == 0 ? 1 : smaller(groups, H);
+        int64_t unit = H / (2 * TILE) >= groups ? 2 * TILE : TILE;
+        b->heads = ((H + groups - 1) / groups + unit - 1) / unit * unit;
+    } else {
+        b->heads = (H + groups - 1) / groups;
+    }
+    b->heads = smaller(b->heads, H);
+    b->groups = (H + b->heads - 1) / b->heads;
 }
 
 static void attend(const sublayer *s, int64_t first, int64_t rows, int64_t width)
 {
     const fast_context *c = s->c;
     fast_place mark = fast_mark(c->memory);
-    int64_t threads = fast_pool_threads(c->pool), H = c->config->num_attention_heads;
+    int64_t threads = fast_pool_threads(c->pool);
     batch b = {.s = s, .first = first, .rows = rows, .width = width};
     fast_enter(c, s->layer->kind == DSV4_CSA ? DSV4_PART_INDEXER : DSV4_PART_CORE);
     choose(&b);
@@ -311,9 +447,10 @@ static void attend(const sublayer *s, int64_t first, int64_t rows, int64_t width
     b.entry = FAST_TAKE(c, const float *, threads * b.list_room);
     b.index = FAST_TAKE(c, int64_t, threads * b.list_room);
     b.slot = FAST_TAKE(c, int64_t, threads * b.list_room);
-    /* Few rows: each is cut into groups of heads, so that all threads have work. */
-    b.groups = rows >= 4 * threads ? 1 : smaller(H, 2 * threads);
-    b.attend_scratch_size = fast_core_attn_scratch(c, (H + b.groups - 1) / b.groups);
+    cut_heads(&b);
+    make_entry_rows(&b);
+    b.row = FAST_TAKE(c, const uint16_t *, threads * b.list_room);
+    b.attend_scratch_size = (fast_core_attn_scratch(c, b.heads) + 15) / 16 * 16;
     b.attend_scratch = FAST_TAKE(c, float, threads * b.attend_scratch_size);
     fast_pool_run(c->pool, rows * b.groups, attend_heads, &b);
     fast_release(c->memory, mark);
@@ -413,6 +550,7 @@ void fast_attention(const fast_context *c, const fast_call *call, const dsv4_lay
     fast_place before = fast_mark(c->memory);
     project(&s, freq, x);
     fast_release(c->memory, before);
+    make_rows(&s);
     attend_all(&s);
     fast_tap(c, call, "attn_core", H, d, s.core);
     push_window(&s);

@@ -4,8 +4,8 @@
  * An operator is spec/STEM.md, fast/STEM.c and, where it has kernels, fast/STEM_lanes.h (written
  * once, in vectors of any width), fast/STEM_portable.c, fast/x86/STEM_avx2.c and
  * fast/x86/STEM_avx512.c. The kernels of an instruction set are a row of the table in isa.c, chosen
- * when the program starts. The level amx is avx512 and, for products of many tokens in RELEASED,
- * the tiles of fast/x86/linear_amx.c.
+ * when the program starts. The level amx is avx512 and, in RELEASED, tiles: for products of many
+ * tokens, the indexer's scores and core attention (fast/x86/STEM_amx.c).
  *
  * Activations are binary32 in both contracts. RELEASED: they hold bf16 numbers wherever spec/ says
  * so, and fast_bf16() and its kin are the rounding points. EXACT: nothing is rounded on purpose;
@@ -292,7 +292,14 @@ typedef struct {
     const int64_t *index;
     const int64_t *slot;
     const fast_entries *entries; /* may be NULL where no e is */
+    const uint16_t *const *row;  /* entry j as a row for tiles; there may be none, and no list of them */
 } fast_list;
+
+/* Where these are the kernels that attend: else NULL. */
+const fast_row_kernels *fast_core_attn_tiles(const fast_context *c);
+/* Entries first .. first + count - 1 as rows for tiles, one after another. */
+void fast_core_attn_rows(const fast_context *c, const fast_entries *entries, int64_t first,
+                         int64_t count, uint16_t *rows);
 
 /* Heads [first, first + heads) of one token: q [H, d], sink [H] -> out [H, d], by one thread. */
 void fast_core_attn(const fast_context *c, const float *q, const float *sink, const fast_list *list,

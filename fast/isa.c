@@ -25,7 +25,8 @@ static const fast_kernels
     avx512 = {.name = "avx512", KERNELS(avx512)},
     avx512_vnni = {.name = "avx512", KERNELS(avx512), .digits = &fast_linear_avx512vnni},
     amx = {.name = "amx", KERNELS(avx512), .digits = &fast_linear_avx512vnni,
-           .tiles = &fast_linear_amx, .index_tiles = &fast_indexer_amx};
+           .tiles = &fast_linear_amx, .index_tiles = &fast_indexer_amx,
+           .core_attn_tiles = &fast_core_attn_amx};
 
 /* Bits of cpuid, and of the register that says which states the system saves. */
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
@@ -75,7 +76,10 @@ static bool tiles_work(unsigned seven_edx)
 {
     static atomic_int known; /* 1: no, 2: yes */
     if (known == 0)
-        known = tiles_exist(seven_edx) && fast_linear_amx.works() && fast_indexer_amx.works() ? 2 : 1;
+        known = tiles_exist(seven_edx) && fast_linear_amx.works() && fast_indexer_amx.works() &&
+                        fast_core_attn_amx.works()
+                    ? 2
+                    : 1;
     return known == 2;
 }
 

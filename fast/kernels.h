@@ -134,6 +134,25 @@ typedef struct {
     void (*finish)(const fast_softmax *s, const float *sink);
 } fast_core_attn_kernels;
 
+/* The same in RELEASED by tiles, from entries as rows of bf16 numbers. Their order of summing is not that
+ * of fast_core_attn_kernels, but does not depend on the heads that are there either. An item is begin,
+ * block after block, end, on one thread. */
+enum { FAST_ENTRIES = 64 }; /* of a block, at most */
+typedef struct {
+    int64_t (*row_size)(int64_t d); /* values */
+    void (*row)(const float *e, int64_t d, uint16_t *row);
+    /* As fast_quant_kernels has them: d is values + R. */
+    void (*coded_row)(const uint8_t *codes, const uint8_t *scales, const uint16_t *rope,
+                      int64_t values, int64_t R, uint16_t *row);
+    int64_t (*scratch_size)(int64_t heads, int64_t d); /* in binary32 values */
+    void (*begin)(const fast_softmax *s, void *scratch);
+    void (*block)(const fast_softmax *s, const uint16_t *const *rows, int64_t count, void *scratch);
+    /* -> s->maximum, denominator and out; refused [heads]: there were numbers that are beyond these
+     * kernels, and what that head has got is undefined. */
+    void (*end)(const fast_softmax *s, void *scratch, bool *refused);
+    bool (*works)(void); /* as that of fast_tile_kernels */
+} fast_row_kernels;
+
 typedef struct {
     /* g [I], v [I] -> g: the activation. weight 1 for the shared expert. */
     void (*swiglu)(float *g, const float *v, float weight, double limit, int64_t I, bool released);
@@ -147,6 +166,7 @@ typedef struct {
     const fast_tile_kernels *tiles;        /* in place of linear, for many tokens */
     const fast_tile_kernels *digits;       /* in place of linear, for few tokens and FP4 weights */
     const fast_coded_kernels *index_tiles; /* in place of indexer->coded */
+    const fast_row_kernels *core_attn_tiles; /* in place of core_attn->block */
     const fast_quant_kernels *quant;
     const fast_rmsnorm_kernels *rmsnorm;
     const fast_rope_kernels *rope;
@@ -173,9 +193,10 @@ typedef struct {
 FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
-extern const fast_tile_kernels fast_linear_avx512vnni; /* what avx512 has where the machine has VNNI */
-extern const fast_tile_kernels fast_linear_amx;    /* what amx adds to avx512 */
+/* What avx512 has where the machine has VNNI, and what amx adds to it. */
+extern const fast_tile_kernels fast_linear_avx512vnni, fast_linear_amx;
 extern const fast_coded_kernels fast_indexer_amx;
+extern const fast_row_kernels fast_core_attn_amx;
 
 /* ---- isa.c ---- */
 

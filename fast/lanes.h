@@ -204,15 +204,40 @@ static inline float lanes_bf16_one(float x)
     return x == x ? y : x;
 }
 
+/* v within [low, high]; a NaN goes on. */
+static inline lanes lanes_clamp(lanes v, float low, float high)
+{
+#if LANES == 16
+    v = (lanes)_mm512_min_ps((__m512)lanes_all(high), (__m512)v);
+    return (lanes)_mm512_max_ps((__m512)lanes_all(low), (__m512)v);
+#else
+    v = lanes_select(v > high, lanes_all(high), v);
+    return lanes_select(v < low, lanes_all(low), v);
+#endif
+}
+
+/* v 2^n, n being integers in [-151, 129] as shifted leaves them: see below. Two factors neither overflow
+ * nor vanish on their own. */
+static inline lanes lanes_scale(lanes v, lanes n, lanes shifted)
+{
+#if LANES == 16
+    (void)shifted;
+    return (lanes)_mm512_scalef_ps((__m512)v, (__m512)n);
+#else
+    (void)n;
+    lanes_int e = (lanes_int)shifted - 0x4b400000, half = e >> 1;
+    lanes low = (lanes)((half + 127) << 23), high = (lanes)((e - half + 127) << 23);
+    return v * low * high;
+#endif
+}
+
 /* e^v to about one unit in the last place; 0 far below, infinity far above, NaN of NaN. */
 static inline lanes lanes_exp(lanes v)
 {
     const float shift = 0x1.8p23f; /* added, it leaves an integer, in the low bits */
-    lanes x = lanes_select(v > 89.0f, lanes_all(89.0f), v); /* a NaN goes on */
-    x = lanes_select(x < -104.0f, lanes_all(-104.0f), x);
+    lanes x = lanes_clamp(v, -104.0f, 89.0f);
     lanes shifted = lanes_fma(x, lanes_all(0x1.715476p+0f), lanes_all(shift));
     lanes n = shifted - shift;
-    lanes_int e = (lanes_int)shifted - 0x4b400000;
     lanes r = lanes_fma(n, lanes_all(-0x1.62e400p-1f), x); /* exact: the constant is short */
     r = lanes_fma(n, lanes_all(-0x1.7f7d1cp-20f), r);
     /* The series of e^r - 1, |r| < 0.35: its rest is below 2^-27. */
@@ -223,11 +248,7 @@ static inline lanes lanes_exp(lanes v)
     p = lanes_fma(p, r, lanes_all(1 / 6.0f));
     p = lanes_fma(p, r, lanes_all(0.5f));
     p = lanes_fma(p * r, r, r);
-    /* 2^e in two factors: neither overflows nor vanishes on its own. */
-    lanes_int half = e >> 1;
-    lanes low = (lanes)((half + 127) << 23), high = (lanes)((e - half + 127) << 23);
-    lanes y = lanes_fma(p, low, low) * high;
-    return lanes_select(v == v, y, v);
+    return lanes_select(v == v, lanes_scale(p + 1, n, shifted), v);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* fast/x86/linear_amx.c and indexer_amx.c as a processor with AVX-512 alone can run it. */
+/* fast/x86/linear_amx.c, indexer_amx.c and core_attn_amx.c as a processor with AVX-512 alone can run it. */
 #ifndef TESTS_EMULATED_AMX_H
 #define TESTS_EMULATED_AMX_H
 
@@ -6,5 +6,6 @@
 
 extern const fast_tile_kernels emulated_amx;
 extern const fast_coded_kernels emulated_indexer_amx;
+extern const fast_row_kernels emulated_core_attn_amx;
 
 #endif

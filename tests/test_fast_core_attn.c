@@ -1,10 +1,19 @@
-/* fast/core_attn.c: against the formula and the reference, at every level of instructions. */
+/* fast/core_attn.c: against the formula and the reference, at every level of instructions. Those of tiles
+ * (AMX) come twice: with the tile instructions replaced by C, and as they were compiled, with the
+ * processor's own instructions or, where it has none, with answers to its complaints (trap_amx.h). */
 #include "small.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "fast/fast.h"
+#include "whole.h"
+
+#ifdef __x86_64__
+#include "emulated_amx.h"
+#include "trap_amx.h"
+#endif
 
 static const double u = 0x1p-24; /* the relative error of one rounding to binary32 */
 
@@ -53,11 +62,55 @@ static fast_context context(small *s, const fast_kernels *level)
                           .kernels = level, .error = &s->error};
 }
 
+/* ---- levels ---- */
+
+static const fast_row_kernels *spied;
+static int64_t taken, refused; /* heads, by tiles */
+
+static void counted_end(const fast_softmax *softmax, void *scratch, bool *bad)
+{
+    spied->end(softmax, scratch, bad);
+    for (int64_t h = 0; h < softmax->heads; h++) {
+        taken += !bad[h];
+        refused += bad[h];
+    }
+}
+
+/* The levels of this machine, with two for tiles. */
+static const fast_kernels *every_level(small *s, int *levels)
+{
+    const fast_kernels *const *found = fast_levels(levels);
+    fast_kernels *level = small_alloc(s, 6, sizeof *level);
+    for (int i = 0; i < *levels; i++)
+        level[i] = *found[i];
+#ifdef __x86_64__
+    if (*levels < 3)
+        return level;
+    if (*levels == 3)
+        trap_amx_install();
+    *levels = 5;
+    level[3] = level[4] = level[2];
+    level[3].name = "emulated tiles";
+    level[4].name = "tiles";
+    level[3].core_attn_tiles = &emulated_core_attn_amx;
+    level[4].core_attn_tiles = &fast_core_attn_amx;
+#endif
+    return level;
+}
+
 /* All heads, in items of `share`. */
-static float *attend(small *s, const fast_kernels *level, const token *t, const fast_list *list,
+static float *attend(small *s, const fast_kernels *kernels, const token *t, const fast_list *list,
                      int64_t share)
 {
-    fast_context c = context(s, level);
+    fast_kernels level = *kernels;
+    fast_row_kernels spy;
+    if (level.core_attn_tiles != NULL) {
+        spied = level.core_attn_tiles;
+        spy = *spied;
+        spy.end = counted_end;
+        level.core_attn_tiles = &spy;
+    }
+    fast_context c = context(s, &level);
     float *out = small_alloc(s, t->H * t->d, sizeof *out);
     memset(out, 0xff, (size_t)(t->H * t->d) * sizeof *out);
     for (int64_t h = 0; h < t->H; h += share) {
@@ -78,8 +131,9 @@ static fast_list list_of(const token *t)
  * A logit is a sum of d products, each within u, in any order: d + 3 roundings of the sum of
  * magnitudes at most. exp() gives the error of its argument, that of the subtraction and 4 u; each
  * rescaling as much again, with arguments that add up to the whole way; what is below 2^-126 is
- * lost. The numerator has count + blocks additions. Quotients: as numerator and denominator
- * together. In RELEASED a p near the middle between two bf16 numbers may go to either. */
+ * lost, and so is, by tiles, a product below. The numerator has count + blocks additions. Quotients:
+ * as numerator and denominator together. In RELEASED a p near the middle between two bf16 numbers may
+ * go to either. */
 static void formula(small *s, const token *t, int64_t h, double *out, double *bound)
 {
     const double *q = t->q + h * t->d;
@@ -115,7 +169,7 @@ static void formula(small *s, const token *t, int64_t h, double *out, double *bo
         for (int64_t i = 0; i < t->d; i++) {
             double e = t->e[j * t->d + i];
             out[i] += small_bf16_point(s, p) * shrink * e;
-            bound[i] += (high - low) * shrink * fabs(e) + 0x1p-125 * fabs(e) +
+            bound[i] += (high - low) * shrink * fabs(e) + 0x1p-125 * (fabs(e) + 1) +
                         (2 * error + (double)(t->count + blocks + 4) * u) * p * shrink * fabs(e);
         }
     }
@@ -152,13 +206,13 @@ static void check(small *s, const token *t, const float *got, tally *n)
     }
 }
 
-static const int64_t shapes[][2] = {{6, 16}, {1, 1}, {3, 48}, {5, 72}, {2, 130}, {9, 37}, {4, 64}};
+static const int64_t shapes[][2] = {{6, 16}, {1, 1}, {3, 48}, {5, 72}, {2, 130}, {9, 37}, {4, 64}, {2, 49}};
 static const int64_t counts[] = {1, 2, 3, 4, 5, 31, 63, 64, 65, 128, 130, 200};
 
 static void every_shape(small *s)
 {
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     tally n = {0};
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (size_t j = 0; j < sizeof counts / sizeof *counts; j++)
@@ -167,7 +221,7 @@ static void every_shape(small *s)
                 token t = make_token(s, shapes[i][0], shapes[i][1], counts[j], gaps, amplitude);
                 fast_list list = list_of(&t);
                 for (int l = 0; l < levels; l++)
-                    check(s, &t, attend(s, level[l], &t, &list, t.H), &n);
+                    check(s, &t, attend(s, &level[l], &t, &list, t.H), &n);
             }
     /* binary32 flips a rounding to bf16 once in thousands. */
     if (s->c.numerics == DSV4_RELEASED)
@@ -191,14 +245,14 @@ static void flash(void **state)
 {
     small *s = *state;
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     for (int i = 0; i < 2; i++) {
         tally n = {0};
         s->c.numerics = i == 0 ? DSV4_EXACT : DSV4_RELEASED;
         token t = make_token(s, 8, 512, 640, false, 2);
         fast_list list = list_of(&t);
         for (int l = 0; l < levels; l++)
-            check(s, &t, attend(s, level[l], &t, &list, t.H), &n);
+            check(s, &t, attend(s, &level[l], &t, &list, t.H), &n);
         assert_true(i == 0 || n.flips * 200 < n.values);
     }
 }
@@ -209,7 +263,7 @@ static void rising_and_falling(void **state)
     small *s = *state;
     static const double slopes[] = {0.05, -0.05, 1, -1, 20, -20};
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     for (int i = 0; i < 12; i++) {
         tally n = {0};
         s->c.numerics = i % 2 == 0 ? DSV4_EXACT : DSV4_RELEASED;
@@ -220,7 +274,7 @@ static void rising_and_falling(void **state)
             t.e32[j * t.d] = (float)(t.e[j * t.d] = small_to_bf16(slopes[i / 2] * (double)j));
         fast_list list = list_of(&t);
         for (int l = 0; l < levels; l++)
-            check(s, &t, attend(s, level[l], &t, &list, t.H), &n);
+            check(s, &t, attend(s, &level[l], &t, &list, t.H), &n);
     }
 }
 
@@ -234,15 +288,15 @@ static void company_changes_nothing(void **state)
     small *s = *state;
     static const int64_t shares[] = {1, 2, 3, 4, 5, 7, 8, 11};
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     for (int i = 0; i < 12; i++) {
         s->c.numerics = i % 2 == 0 ? DSV4_EXACT : DSV4_RELEASED;
         token t = make_token(s, 13, (int64_t[]){64, 48, 131}[i % 3], 150, i % 4 < 2, 4);
         fast_list list = list_of(&t);
         for (int l = 0; l < levels; l++) {
-            float *all = attend(s, level[l], &t, &list, t.H);
+            float *all = attend(s, &level[l], &t, &list, t.H);
             for (int j = 0; j < 8; j++)
-                same_bits(attend(s, level[l], &t, &list, shares[j]), all, t.H * t.d);
+                same_bits(attend(s, &level[l], &t, &list, shares[j]), all, t.H * t.d);
         }
     }
 }
@@ -253,12 +307,12 @@ static void cached_entries(void **state)
     small *s = *state;
     enum { H = 5, R = 8, d = 128 + R, stored = 90, in_window = 70, count = 200 };
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     s->config.qk_rope_head_dim = R;
     for (int l = 0; l < 2 * levels; l++) {
         s->c.numerics = l % 2 == 0 ? DSV4_EXACT : DSV4_RELEASED;
         token t = make_token(s, H, d, count, l >= levels, 3);
-        fast_context c = context(s, level[l / 2]);
+        fast_context c = context(s, &level[l / 2]);
         c.pool = fast_pool_new(1, c.error);
         c.memory = fast_memory_new();
         fast_entries entries = {.head = d};
@@ -314,7 +368,7 @@ static void sinks(void **state)
         {2, 1, 2.0 / 3}, {2, -INFINITY, 1}, {2, 31, 2 * exp(-30)}, {2, 1e4, 0}, {-4000, 0, 0},
         {4000, 0, 1}, {4000, -1e4, 1}, {-4000, -2000, 2.0 / 3}};
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     for (int i = 0; i < 8 * levels; i++) {
         token t = make_token(s, 1, 4, 2, false, 0);
         t.q32[0] = (float)cases[i % 8].q;
@@ -322,7 +376,7 @@ static void sinks(void **state)
         for (int j = 0; j < 8; j++)
             t.e32[j] = (float)e[j];
         fast_list list = list_of(&t);
-        const float *out = attend(s, level[i / 8], &t, &list, 1);
+        const float *out = attend(s, &level[i / 8], &t, &list, 1);
         const double want[4] = {1, 4, 2, 0};
         for (int j = 0; j < 4; j++)
             small_about(s, out[j], want[j] * cases[i % 8].factor,
@@ -335,7 +389,7 @@ static void nan_stays(void **state)
 {
     small *s = *state;
     int levels;
-    const fast_kernels *const *level = fast_levels(&levels);
+    const fast_kernels *level = every_level(s, &levels);
     for (int i = 0; i < 6 * levels; i++) {
         s->c.numerics = i % 2 == 0 ? DSV4_EXACT : DSV4_RELEASED;
         token t = make_token(s, 3, 20, 70, false, 1);
@@ -345,11 +399,302 @@ static void nan_stays(void **state)
             t.q32[1 * t.d + 17] = bad;
         else
             t.e32[66 * t.d + 3] = bad;
-        const float *out = attend(s, level[i / 6], &t, &list, t.H);
+        const float *out = attend(s, &level[i / 6], &t, &list, t.H);
         assert_false(isfinite(out[1 * t.d + 3]));
         assert_true(i / 2 % 3 != 0 || isfinite(out[2 * t.d + 3]));
     }
 }
+
+#ifdef __x86_64__
+
+/* ---- tiles ---- */
+
+/* More heads than a tile has, and widths of whole tiles and of more. */
+static void many_heads(void **state)
+{
+    small *s = *state;
+    static const int64_t heads[] = {15, 16, 17, 32, 33, 48, 64};
+    static const int64_t counts_of[] = {1, 15, 16, 17, 32, 33, 48, 63, 64, 97, 128, 161};
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    tally n = {0};
+    s->c.numerics = DSV4_RELEASED;
+    taken = refused = 0;
+    for (int i = 0; i < 12; i++) {
+        int64_t d = (int64_t[]){32, 160, 512, 64, 96, 70}[i % 6];
+        token t = make_token(s, heads[i % 7], d, counts_of[i], i % 3 == 0, i % 2 == 0 ? 4 : 40);
+        fast_list list = list_of(&t);
+        for (int l = 3; l < levels; l++)
+            check(s, &t, attend(s, &level[l], &t, &list, t.H), &n);
+    }
+    assert_true(levels < 5 || taken > 0);
+    assert_int_equal(refused, 0);
+    assert_true(n.flips * 200 <= n.values);
+}
+
+/* Equal logits, one that is far above all others, all far below 0, a sink that takes all or nothing. */
+static void extremes(void **state)
+{
+    small *s = *state;
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    s->c.numerics = DSV4_RELEASED;
+    taken = refused = 0;
+    for (int i = 0; i < 6; i++) {
+        tally n = {0};
+        token t = make_token(s, 18, 64, 150, false, i == 2 ? 30000 : i == 3 ? 0x1p-40 : 1);
+        for (int64_t h = 0; h < t.H; h++) {
+            if (i == 0)
+                memset(t.q32 + h * t.d, 0, (size_t)t.d * sizeof *t.q32);
+            if (i == 1)
+                t.q32[h * t.d] = h % 2 == 0 ? 4096 : -4096;
+            if (i == 4)
+                t.sink32[h] = (float)(t.sink[h] = -INFINITY);
+            if (i == 5)
+                t.sink32[h] = (float)(t.sink[h] = h % 2 == 0 ? 1e4 : -1e4);
+        }
+        for (int64_t j = 0; j < t.count && i == 1; j++)
+            t.e32[j * t.d] = (float)(t.e[j * t.d] = j == 77 ? 2 : 1);
+        for (int64_t j = 0; j < t.H * t.d; j++)
+            t.q[j] = t.q32[j];
+        fast_list list = list_of(&t);
+        for (int l = 3; l < levels; l++)
+            check(s, &t, attend(s, &level[l], &t, &list, t.H), &n);
+        assert_true(i == 5 || n.flips * 50 <= n.values);
+    }
+    assert_int_equal(refused, 0);
+}
+
+/* What tiles cannot represent goes by vectors: the same bits; and the other heads' are what they were. */
+static void refusals(void **state)
+{
+    small *s = *state;
+    enum { H = 18, d = 64, count = 70 };
+    static const struct { bool of_q; float value, factor; bool good; } cases[] = {
+        {true, 0x1p-130f, 1, false},   {true, 1 + 0x1p-10f, 1, false}, {true, 0x1p125f, 1, false},
+        {true, 0x1p-110f, 1, false},   {true, 0x1p-90f, 1, true},      {true, 0x1p110f, 1, true},
+        {false, 0x1p-127f, 1, false},  {false, 1 + 0x1p-9f, 1, false}, {false, 0x1p64f, 1, false},
+        {false, 0x1p63f, 1, true},     {false, 0x1p-57f, 1, true},     {false, 0x1p-58f, 1, false},
+        {false, 0, 1, true},           {true, 0, 1, true},             {true, 1, 0x1p-70f, true}};
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    s->c.numerics = DSV4_RELEASED;
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++)
+        for (int l = 3; l < levels; l++) {
+            token t = make_token(s, H, d, count, i % 2 == 0, 1);
+            fast_list list = list_of(&t);
+            /* No number is nearer to 0 than those of the cases. */
+            for (int64_t j = 0; j < H * d; j++)
+                t.q32[j] = t.q32[j] == 0 ? 1 : t.q32[j];
+            for (int64_t j = 0; j < count * d; j++)
+                t.e32[j] = fabsf(t.e32[j]) < 0x1p-8f ? 0.5f : t.e32[j];
+            float *before = attend(s, &level[l], &t, &list, H);
+            for (int64_t j = 0; j < d; j++)
+                t.q32[17 * d + j] *= cases[i].factor;
+            if (cases[i].of_q)
+                t.q32[17 * d + 33] = cases[i].value * cases[i].factor;
+            else
+                t.e32[66 * d + 40] = cases[i].value;
+            taken = refused = 0;
+            float *got = attend(s, &level[l], &t, &list, H);
+            assert_int_equal(refused, cases[i].good ? 0 : cases[i].of_q ? 1 : H);
+            float *want = attend(s, &level[2], &t, &list, H);
+            if (!cases[i].good)
+                same_bits(got + 17 * d, want + 17 * d, d);
+            same_bits(got, cases[i].of_q ? before : cases[i].good ? got : want, 17 * d);
+        }
+}
+
+/* Codes that are no numbers, and scales with which they are none that tiles know. */
+static void codes_refused(void **state)
+{
+    small *s = *state;
+    enum { H = 3, R = 32, d = 128 + R, count = 66 };
+    static const struct { uint8_t code, scale; uint16_t rope; bool good; } cases[] = {
+        {0x38, 127, 0x3f80, true},  {0x07, 90, 0x3f80, true},  {0x38, 72, 0x3f80, true},
+        {0x38, 71, 0x3f80, false},  {0x7e, 182, 0x3f80, true}, {0x7e, 183, 0x3f80, false},
+        {0x38, 9, 0x3f80, false},   {0x7f, 127, 0x3f80, false}, {0xff, 127, 0x3f80, false},
+        {0x38, 127, 0x0001, false}, {0x38, 127, 0x7f80, false}, {0x00, 127, 0x0000, true}};
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    s->config.qk_rope_head_dim = R;
+    s->c.numerics = DSV4_RELEASED;
+    for (int i = 0; i < (int)(sizeof cases / sizeof *cases); i++)
+        for (int l = 3; l < levels; l++) {
+            token t = make_token(s, H, d, count, false, 1);
+            fast_entries entries = {.head = d, .count = count,
+                                    .codes = small_alloc(s, count * (d - R), 1),
+                                    .scales = small_alloc(s, count * 2, 1),
+                                    .rope = small_alloc(s, count * R, sizeof(uint16_t))};
+            int64_t index[count];
+            memset(entries.scales, 127, 2 * count);
+            for (int64_t j = 0; j < count; j++) {
+                index[j] = count - 1 - j;
+                for (int64_t k = 0; k < d - R; k++)
+                    entries.codes[j * (d - R) + k] = (uint8_t)(0x28 + (j * 37 + k * 11) % 24);
+            }
+            entries.codes[5 * (d - R) + 70] = cases[i].code;
+            entries.scales[11] = cases[i].scale;
+            entries.rope[5 * R + 31] = cases[i].rope;
+            fast_list list = {.count = count, .index = index, .slot = t.slot, .entries = &entries};
+            taken = refused = 0;
+            float *got = attend(s, &level[l], &t, &list, H);
+            assert_int_equal(refused, cases[i].good ? 0 : H);
+            if (!cases[i].good)
+                same_bits(got, attend(s, &level[2], &t, &list, H), H * d);
+        }
+}
+
+/* Every code times many scales is what it stands for: an only entry is the result, the sink being out. */
+static void every_code(void **state)
+{
+    small *s = *state;
+    enum { H = 1, R = 2, d = 256 + R };
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    s->config.qk_rope_head_dim = R;
+    s->c.numerics = DSV4_RELEASED;
+    for (int scale = 72; scale <= 182; scale += 11)
+        for (int l = 3; l < levels; l++) {
+            token t = make_token(s, H, d, 1, false, 0);
+            uint8_t codes[d - R], scales[(d - R) / 64];
+            uint16_t rope[R] = {0x3f80, 0xc040};
+            float want[d] = {[d - 2] = 1, -3};
+            t.sink32[0] = -INFINITY;
+            for (int i = 0; i < d - R; i++) {
+                scales[i / 64] = (uint8_t)(scale - i / 64 % 2);
+                codes[i] = (uint8_t)((i & 0x7f) == 0x7f ? 0 : i);
+                want[i] = (float)(ref_decode_e4m3(codes[i]) * ref_decode_e8m0(scales[i / 64]));
+            }
+            fast_entries entries = {.head = d, .count = 1, .codes = codes, .scales = scales,
+                                    .rope = rope};
+            fast_list list = {.count = 1, .index = (int64_t[]){0}, .slot = t.slot,
+                              .entries = &entries};
+            refused = 0;
+            float *got = attend(s, &level[l], &t, &list, H);
+            assert_int_equal(refused, scale == 72); /* the half of which is too small */
+            for (int i = 0; i < d; i++)
+                assert_true(got[i] == want[i]);
+        }
+}
+
+/* Rows that have been made beforehand, wherever they lie, change nothing. */
+static void rows_beforehand(void **state)
+{
+    small *s = *state;
+    enum { H = 20, d = 96, count = 150 };
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    s->c.numerics = DSV4_RELEASED;
+    for (int i = 0; i < 5; i++)
+        for (int l = 3; l < levels; l++) {
+            token t = make_token(s, H, d, count, i == 4, 2);
+            fast_list list = list_of(&t);
+            float *want = attend(s, &level[l], &t, &list, H);
+            const fast_row_kernels *tiles = level[l].core_attn_tiles;
+            int64_t size = tiles->row_size(d);
+            uint16_t *rows = (uint16_t *)small_alloc(s, 2 * count * size + 1, sizeof *rows) + 1;
+            const uint16_t **row = small_alloc(s, count, sizeof *row);
+            const float **e = small_alloc(s, count, sizeof *e);
+            for (int64_t j = 0; j < count; j++) {
+                int64_t at = i == 0 ? j : i == 1 ? count - 1 - j : i == 2 ? 2 * j : j * 77 % count;
+                row[j] = i == 3 && j % 3 == 0 ? NULL : rows + at * size;
+                e[j] = row[j] == NULL ? t.at[j] : NULL;
+                if (row[j] != NULL)
+                    tiles->row(t.at[j], d, rows + at * size);
+            }
+            list.e = e;
+            list.row = row;
+            same_bits(attend(s, &level[l], &t, &list, H), want, H * d);
+        }
+}
+
+/* What was compiled is what was meant. Trapped instructions give the same bits; those of a processor may
+ * sum the halves of a pair in other ways. */
+static void as_emulated(void **state)
+{
+    small *s = *state;
+    int levels, found;
+    const fast_kernels *level = every_level(s, &levels);
+    fast_levels(&found);
+    if (levels < 5)
+        skip();
+    assert_true(emulated_core_attn_amx.works());
+    assert_true(fast_core_attn_amx.works());
+    assert_null(level[2].core_attn_tiles);
+    s->c.numerics = DSV4_RELEASED;
+    int64_t before = trap_amx_count();
+    token t = make_token(s, 40, 512, 200, true, 2);
+    fast_list list = list_of(&t);
+    float *want = attend(s, &level[3], &t, &list, t.H), *got = attend(s, &level[4], &t, &list, t.H);
+    int64_t differing = 0;
+    for (int64_t i = 0; i < t.H * t.d; i++)
+        differing += memcmp(&got[i], &want[i], sizeof *got) != 0;
+    assert_true(differing <= (found == 3 ? 0 : t.H * t.d / 200));
+    if (found == 3)
+        assert_true(trap_amx_count() > before);
+}
+
+/* ---- whole passes ---- */
+
+/* A model's streams after the last layer, in calls of at most `most` rows. */
+static float *streams(small *s, const whole *w, const fast_kernels *kernels, const int64_t *ids,
+                      int64_t n, int64_t most, int threads)
+{
+    const dsv4_config *config = &w->model.config;
+    const int64_t width = config->hc_mult * config->hidden_size;
+    float *h = small_alloc(s, n * width, sizeof *h);
+    fast_context c = {.config = config, .released = true, .kernels = kernels,
+                      .pool = fast_pool_new(threads, &s->error), .memory = fast_memory_new(),
+                      .error = &s->error};
+    fast_state *state = fast_state_new(config, true, 0, n, &s->error);
+    for (int64_t at = 0, rows; at < n; at += rows) {
+        rows = n - at < most ? n - at : most;
+        int64_t *position = small_alloc(s, rows, sizeof *position);
+        for (int64_t i = 0; i < rows; i++)
+            position[i] = at + i;
+        fast_segment segment = {.state = state, .rows = rows, .position = at};
+        fast_call call = {.T = rows, .segments = 1, .segment = &segment, .position = position};
+        fast_forward(&c, &call, &w->model, ids + at, h + at * width);
+    }
+    assert_string_equal(s->error.text, "");
+    fast_state_free(state);
+    fast_memory_free(c.memory);
+    fast_pool_free(c.pool);
+    return h;
+}
+
+/* By tiles, though by vectors elsewhere: no bit depends on how many rows there are in a call, for which
+ * some rows of entries are made at once, nor on threads, between which heads are divided. */
+static void any_number_of_rows(void **state)
+{
+    small *s = *state;
+    static const int64_t most[] = {1, 2, 3, 5, 8, 33, 100};
+    int levels;
+    const fast_kernels *level = every_level(s, &levels);
+    for (int i = 0; i < 2 && levels == 5; i++) {
+        whole w;
+        whole_open(&w, DSV4_RELEASED, MAKE_RELEASED, CHANGES("sliding_window", i == 0 ? "7" : "70"));
+        int64_t n = 100, *ids = whole_ids(&w, n, 5);
+        fast_kernels tiles = level[2];
+        spied = &emulated_core_attn_amx;
+        fast_row_kernels spy = *spied;
+        spy.end = counted_end;
+        tiles.core_attn_tiles = &spy;
+        taken = refused = 0;
+        float *want = streams(s, &w, &tiles, ids, n, n, 1);
+        assert_true(taken > 0);
+        assert_int_equal(refused, 0);
+        tiles.core_attn_tiles = spied;
+        int64_t count = n * w.model.config.hc_mult * w.model.config.hidden_size;
+        for (int j = 0; j < (int)(sizeof most / sizeof *most); j++)
+            same_bits(streams(s, &w, &tiles, ids, n, most[j], 1 + j % 4), want, count);
+        free(ids);
+        whole_close(&w);
+    }
+}
+
+#endif
 
 int main(void)
 {
@@ -357,6 +702,11 @@ int main(void)
         small_test(exact), small_test(released), small_test(flash), small_test(rising_and_falling),
         small_test(company_changes_nothing), small_test(cached_entries), small_test(sinks),
         small_test(nan_stays),
+#ifdef __x86_64__
+        small_test(many_heads), small_test(extremes), small_test(refusals),
+        small_test(codes_refused), small_test(every_code), small_test(rows_beforehand),
+        small_test(as_emulated), small_test(any_number_of_rows),
+#endif
     };
     return cmocka_run_group_tests_name("fast_core_attn", tests, NULL, NULL) != 0;
 }

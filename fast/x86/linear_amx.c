@@ -13,75 +13,19 @@
 #include <string.h>
 
 #include "fast/kernels.h"
+#include "fast/x86/bf16.h"
 #include "fast/x86/tiles.h"
 
 enum {
-    DEPTH = 32,             /* channels of a tile */
     BLOCK = TILE_ROWS * DEPTH,
     ROWS = 4 * TILE_ROWS,   /* of weights, at least, that are decoded at a time */
     PANEL = 17 << 15,       /* decoded weights that are kept, if they are more: 1 MB, of 2 that a core has */
-    STAGGER = DEPTH,        /* between decoded rows: they fall into different cache sets */
-    UNUSABLE = INT_MIN,     /* the lowest bit of numbers some of which are no good */
-    NO_BIT = 1 << 16        /* .. or all of which are 0 */
+    STAGGER = DEPTH         /* between decoded rows: they fall into different cache sets */
 };
 
 static int64_t blocks(int64_t cols)
 {
     return (cols + DEPTH - 1) / DEPTH;
-}
-
-/* ---- bf16 numbers ---- */
-
-/* The magnitudes of numbers that have been seen: the largest, and the smallest but for 0, less 1. */
-typedef struct { __m512i largest, smallest; } seen;
-
-static inline seen seen_none(void)
-{
-    return (seen){_mm512_setzero_si512(), _mm512_set1_epi16(-1)};
-}
-
-static inline void see(seen *s, __m512i numbers)
-{
-    __m512i magnitude = _mm512_and_si512(numbers, _mm512_set1_epi16(0x7fff));
-    s->largest = _mm512_max_epu16(s->largest, magnitude);
-    s->smallest = _mm512_min_epu16(s->smallest, _mm512_sub_epi16(magnitude, _mm512_set1_epi16(1)));
-}
-
-/* All numbers that have been seen are multiples of 2 to this. */
-static int lowest_bit(const seen *s)
-{
-    enum { INFINITE = 0x7f80, LEAST_NORMAL = 0x0080 };
-    uint16_t large[DEPTH], small[DEPTH], largest = 0, smallest = 0xffff;
-    memcpy(large, &s->largest, sizeof large);
-    memcpy(small, &s->smallest, sizeof small);
-    for (int i = 0; i < DEPTH; i++) {
-        largest = large[i] > largest ? large[i] : largest;
-        smallest = small[i] < smallest ? small[i] : smallest;
-    }
-    if (smallest == 0xffff)
-        return NO_BIT;
-    if (largest >= INFINITE || smallest + 1 < LEAST_NORMAL)
-        return UNUSABLE;
-    return (smallest + 1) / 0x80 - 127 - 7;
-}
-
-/* The first `count` of places, if not all. */
-static inline __mmask32 first_of(int64_t count)
-{
-    return count >= 32 ? 0xffffffffu : (1u << count) - 1;
-}
-
-static inline __m512i upper_halves(__m512i low, __m512i high)
-{
-    const __m512i odd = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35,
-                                         33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3,
-                                         1);
-    return _mm512_permutex2var_epi16(low, odd, high);
-}
-
-static inline __m512i load_floats(const void *p, __mmask32 mask, int half)
-{
-    return _mm512_maskz_loadu_epi32((__mmask16)(mask >> 16 * half), (const char *)p + 64 * half);
 }
 
 /* Binary32 to bf16, ties to even, in place. A NaN stays one, or becomes infinite. */
@@ -92,28 +36,6 @@ static inline __m512i round_up(__m512i bits)
     __mmask16 nan = _mm512_cmpgt_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(INT_MAX)),
                                             _mm512_set1_epi32(0x7f800000));
     return _mm512_mask_mov_epi32(sum, nan, bits);
-}
-
-/* ---- rows and columns ---- */
-
-static inline void exchange(__m512i v[16])
-{
-    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i last = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15,
-                                           31);
-    /* Each round moves one bit of a row's number into the column's. */
-#pragma GCC unroll 4
-    for (int round = 0; round < 4; round++) {
-        __m512i next[16];
-#pragma GCC unroll 8
-        for (int i = 0; i < 8; i++) {
-            next[2 * i] = _mm512_permutex2var_epi32(v[i], first, v[i + 8]);
-            next[2 * i + 1] = _mm512_permutex2var_epi32(v[i], last, v[i + 8]);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++)
-            v[i] = next[i];
-    }
 }
 
 /* ---- inputs ---- */
@@ -234,29 +156,9 @@ static int decode_fp4(const dsv4_matrix *w, int64_t row, uint16_t *out)
     return least - 127 - 1;
 }
 
-/* quant.e4m3.1, quant.fp8.1. The bits of a normal number, its sign aside, are moved to where bf16 has
- * them. */
-static inline __m512i normal_fp8(__m256i bytes, __m512i bias)
-{
-    __m512i moved = _mm512_slli_epi16(_mm512_cvtepi8_epi16(bytes), 4);
-    return _mm512_add_epi16(_mm512_and_si512(moved, _mm512_set1_epi16((short)0x87f0)), bias);
-}
-
-/* Subnormal numbers and 0 come from a table. */
-static inline __m512i any_fp8(__m256i bytes, __m512i bias, __m512i small)
-{
-    __m512i code = _mm512_cvtepi8_epi16(bytes);
-    __mmask32 subnormal = _mm512_testn_epi16_mask(code, _mm512_set1_epi16(0x78));
-    __m512i value = _mm512_mask_permutexvar_epi16(normal_fp8(bytes, bias), subnormal, code, small);
-    __m512i sign = _mm512_and_si512(code, _mm512_set1_epi16((short)0x8000));
-    return _mm512_or_si512(value, sign);
-}
-
 static int decode_fp8(const dsv4_matrix *w, int64_t row, uint16_t *out)
 {
-    static const uint16_t codes[DEPTH] = { /* 0 to 7 with a scale of 2^0 */
-        0,      0xfb80, 0xfc00, 0xfc40, 0xfc80, 0xfca0, 0xfcc0, 0xfce0};
-    const __m512i table = _mm512_loadu_si512(codes), magnitude = _mm512_set1_epi8(0x7f);
+    const __m512i magnitude = _mm512_set1_epi8(0x7f);
     const int64_t cols = w->cols, count = (cols + 127) / 128;
     const unsigned char *data = (const unsigned char *)w->data + row * cols;
     const uint8_t *scales = w->scale + row / 128 * count;
@@ -283,7 +185,7 @@ static int decode_fp8(const dsv4_matrix *w, int64_t row, uint16_t *out)
                     normal_fp8(_mm256_loadu_si256((const __m256i_u *)(data + i + j)), bias));
             continue;
         }
-        const __m512i small = scaled(table, 0xfe, exponent);
+        const __m512i small = small_fp8(exponent);
         for (int64_t j = i; j < end; j += DEPTH) {
             __m256i bytes = _mm256_maskz_loadu_epi8(first_of(cols - j), data + j);
             _mm512_storeu_si512(out + j, any_fp8(bytes, bias, small));
