@@ -9,18 +9,18 @@ cd "$(dirname "$0")/.." || exit 2
 trap 'rm -f ./*.gcov' EXIT
 trap 'exit 1' INT TERM
 options="--gcov-ignore-parse-errors --root . --object-directory $build/obj --filter ref/ --filter host/ --filter fast/"
-foreign=
+foreign= alone=
 for level in avx2 avx512; do
     "$build/dsv4" verify --path fast --isa $level --op embed --no-diagnosis | grep -q "^path fast ($level," || {
         options="$options --exclude fast/x86/.*_${level}[.]c"
         foreign="$foreign $level"
     }
 done
-# Of these there are only kernels that measure limits: LEVEL=FLAG of /proc/cpuinfo.
-for level in avx512bf16=avx512_bf16 amx=amx_bf16; do
-    grep -qw "${level#*=}" /proc/cpuinfo || {
-        options="$options --exclude fast/x86/limits_${level%=*}[.]c"
-        foreign="$foreign ${level%=*}"
+# Single files: STEM_LEVEL=FLAG of /proc/cpuinfo.
+for file in limits_avx512bf16=avx512_bf16 limits_amx=amx_bf16 linear_avx512vnni=avx512_vnni; do
+    grep -qw "${file#*=}" /proc/cpuinfo || {
+        options="$options --exclude fast/x86/${file%=*}[.]c"
+        alone="$alone ${file%=*}"
     }
 done
 # Tests emulate the instructions of amx, but with AVX-512 only.
@@ -31,6 +31,7 @@ esac
 gcovr $options --branches 2>/dev/null | sed -n 's/^TOTAL  */branches: /p'
 echo "left out:"
 for level in $foreign; do echo "    fast/x86/*_$level.c: this machine has no $level"; done
+for file in $alone; do echo "    fast/x86/$file.c: this machine has no ${file#*_}"; done
 marked() { grep -rn --include='*.[ch]' "$1" ref host fast; }
 marked GCOVR_EXCL | sort | sed 's/^/    /'
 echo "    $(marked GCOVR_EXCL_LINE | wc -l) lines and $(marked GCOVR_EXCL_START | wc -l) ranges"

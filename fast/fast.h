@@ -14,7 +14,10 @@
  * Every result is a function of its row alone: sums run in an order that depends on the widths of
  * the operands, never on how many rows a call has, which of them they are, or on which thread
  * works. So chunks, batches and threads change no bit. Who adds a kernel keeps it that way, or
- * offers it only where c->deterministic is not set, as the tiles of amx.
+ * offers it only where c->deterministic is not set: products by tiles are for many rows, those of
+ * FP4 weights by whole numbers (fast/x86/linear_avx512vnni.c) for few, and both sum in orders of
+ * their own. Then a row's bits depend on how many rows go through a product, or through an expert,
+ * together; on threads they do not.
  *
  * Letters as in the specification: T rows of this call, D hidden_size, H heads, d head_dim, R
  * qk_rope_head_dim, n hc_mult, W sliding_window, E experts, k chosen experts, I

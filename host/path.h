@@ -56,7 +56,7 @@ typedef struct { double seconds[DSV4_PROFILE_KINDS][DSV4_PARTS]; } dsv4_profile;
 typedef struct {
     int threads;        /* 0: as many as processors */
     const char *isa;    /* no instructions above this level; NULL: what DSV4_ISA says, or none */
-    bool deterministic; /* the same bits for any number of threads and any chunks */
+    bool deterministic; /* the same bits for any number of threads, any chunks and batches */
 } dsv4_path_options;
 
 typedef struct {

@@ -12,8 +12,8 @@ static const struct argp_option options[] = {
     {"isa", KEY_ISA, "LEVEL", 0, "Instructions of this level at most: portable, avx2, avx512 or amx. "
      "Without it the environment variable DSV4_ISA counts, and then the best that the machine has", 9},
     {"deterministic", KEY_DETERMINISTIC, NULL, 0, "The same bits for any number of threads, any "
-     "chunks and batches, on one level of instructions. Up to avx512 that is so without it; amx then "
-     "leaves its tiles aside", 9},
+     "chunks and batches, on one level of instructions. Without it that is so up to avx2; avx512 and "
+     "amx then sum a row in another order where few rows are computed with it than where many are", 9},
     {0},
 };
 

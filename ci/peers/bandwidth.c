@@ -12,14 +12,13 @@ int main(int argc, char **argv)
         fprintf(stderr, "usage: bandwidth THREADS SECONDS\n");
         return 2;
     }
-    /* No cache holds so much. */
-    dsv4_limits limits = {.threads = {1, threads}, .read_bytes = 13.0 * (1 << 20) * 80};
-    dsv4_rate rate;
+    dsv4_limits limits = {0};
     dsv4_error err = {""};
-    if (dsv4_limits_read(&limits, 1, seconds, &rate, &err) != 0) {
+    int status = dsv4_limits_measure(&limits, threads, seconds, &err);
+    if (status == 0)
+        printf("%.0f\n", limits.read[1].median);
+    else
         fprintf(stderr, "bandwidth: %s\n", err.text);
-        return 2;
-    }
-    printf("%.0f\n", rate.median);
-    return 0;
+    dsv4_limits_free(&limits);
+    return status == 0 ? 0 : 2;
 }
