@@ -1,7 +1,8 @@
 /* Products of few tokens with FP4 weights, by instructions that multiply bytes (VNNI). An E2M1 code is
  * a whole number of halves; what was quantised to E4M3 is, within a block of 128, a power of two times
  * a whole number of 18 bits and a sign. That number is written with three digits of base 256, each of
- * -128 .. 127. So sums are those of integers, exact, until a block's scale turns them into binary32.
+ * -128 .. 127; most often two will do, for a block seldom holds numbers that are so much smaller than
+ * its largest. So sums are those of integers, exact, until a block's scale turns them into binary32.
  *
  * The bytes of one side have no sign: 12 is added to every weight, and 12 times the sum of the inputs
  * taken away at the end.
@@ -20,7 +21,8 @@ enum {
     GROUP = 4,       /* rows at once */
     OFFSET = 12,     /* of weights, in halves */
     BITS = 18,       /* of the largest input */
-    DIGITS = 3
+    DIGITS = 3,
+    SPARE = 3        /* the lowest bits, without which two digits are enough: 15 x 2^11 is the most */
 };
 
 /* A block of inputs. Bytes of `even` meet the low halves of a block's bytes, those of `odd` the high. */
@@ -29,7 +31,8 @@ typedef struct {
     int32_t offset[16];
 } input_block;
 
-/* .. after which come the exponents of the units, and the same for four scales of weights each. */
+/* After the blocks of an input come the exponents of their units, each four times, as a block has four
+ * scales of weights, and then the numbers of their digits. */
 static int64_t blocks(int64_t cols)
 {
     return cols / BLOCK;
@@ -37,12 +40,17 @@ static int64_t blocks(int64_t cols)
 
 static int64_t arranged_size(int64_t cols)
 {
-    return blocks(cols) * (int64_t)(sizeof(input_block) + 4 * sizeof(int32_t)) / 2;
+    return blocks(cols) * (int64_t)(sizeof(input_block) + 5 * sizeof(int32_t)) / 2;
 }
 
 static const int32_t *exponents(const uint16_t *arranged, int64_t cols)
 {
     return (const int32_t *)((const input_block *)arranged + blocks(cols));
+}
+
+static const int32_t *digits_of(const uint16_t *arranged, int64_t cols)
+{
+    return exponents(arranged, cols) + 4 * blocks(cols);
 }
 
 /* The exponent of the largest of a block's values; INT_MIN where all are 0, INT_MAX where one is no
@@ -68,21 +76,26 @@ static void split(__m512i x, __m128i digit[DIGITS])
     }
 }
 
-/* A block's values -> out; false where they are not whole numbers of units. */
-static bool arrange_block(const __m512 v[8], int exponent, input_block *out)
+/* A block's values -> out; the number of digits, or 0 where they are not whole numbers of units. */
+static int arrange_block(const __m512 v[8], int exponent, input_block *out)
 {
     const __m512i even =
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     const __m512 to_units = _mm512_set1_ps((float)(BITS - 1 - exponent));
     __mmask16 inexact = 0;
+    __m512i bits = _mm512_setzero_si512();
     int32_t whole[BLOCK];
     for (int i = 0; i < 8; i++) {
         __m512 units = _mm512_scalef_ps(v[i], to_units);
         __m512i number = _mm512_cvtps_epi32(units);
         inexact |= _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(number), units, _CMP_NEQ_UQ);
+        bits = _mm512_or_si512(bits, number);
         _mm512_storeu_si512(whole + 16 * i, number);
     }
+    const bool two = _mm512_test_epi32_mask(bits, _mm512_set1_epi32((1 << SPARE) - 1)) == 0;
+    for (int i = 0; i < BLOCK && two; i++)
+        whole[i] /= 1 << SPARE;
     for (int i = 0; i < 4; i++) {
         __m512i low = _mm512_loadu_si512(whole + 32 * i), high = _mm512_loadu_si512(whole + 32 * i + 16);
         __m128i digit[DIGITS];
@@ -99,17 +112,17 @@ static bool arrange_block(const __m512 v[8], int exponent, input_block *out)
             sum += whole[8 * i + j];
         out->offset[i] = -OFFSET * sum;
     }
-    return inexact == 0;
+    return inexact != 0 ? 0 : two ? 2 : DIGITS;
 }
 
 /* One token. */
 static int arrange(const float *x, int64_t x_stride, int64_t tokens, int64_t cols, uint16_t *arranged)
 {
     input_block *out = (input_block *)arranged;
-    int32_t *exponent = (int32_t *)(out + blocks(cols));
+    int32_t *exponent = (int32_t *)(out + blocks(cols)), *digits = exponent + 4 * blocks(cols);
     (void)x_stride;
     (void)tokens;
-    for (int64_t i = 0; i < cols; i += BLOCK, out++, exponent += 4) {
+    for (int64_t i = 0; i < cols; i += BLOCK, out++, exponent += 4, digits++) {
         __m512 v[8];
         for (int j = 0; j < 8; j++)
             v[j] = _mm512_loadu_ps(x + i + 16 * j);
@@ -118,10 +131,11 @@ static int arrange(const float *x, int64_t x_stride, int64_t tokens, int64_t col
             return INT_MIN;
         if (largest == INT_MIN)
             largest = 0;
-        if (!arrange_block(v, largest, out))
+        *digits = arrange_block(v, largest, out);
+        if (*digits == 0)
             return INT_MIN;
-        for (int j = 0; j < 4; j++)
-            exponent[j] = largest - (BITS - 1) - 1; /* and weights are counted in halves */
+        for (int j = 0; j < 4; j++) /* weights are counted in halves */
+            exponent[j] = largest - (BITS - 1) - 1 + (*digits == 2 ? SPARE : 0);
     }
     return 0;
 }
@@ -172,8 +186,8 @@ static void scale_units(const dsv4_matrix *w, int64_t row, const int32_t *unit, 
     }
 }
 
-/* The sums of a block, quant.e2m1.1, quant.fp4.1. */
-static inline __m512i sums(__m512i bytes, const input_block *x)
+/* The sums of a block, quant.e2m1.1, quant.fp4.1. `digits`: a constant, 2 or 3. */
+static inline __attribute__((always_inline)) __m512i sums(__m512i bytes, const input_block *x, int digits)
 {
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_setr_epi8(12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0));
@@ -184,13 +198,13 @@ static inline __m512i sums(__m512i bytes, const input_block *x)
     __m512i sum[DIGITS] = {_mm512_setzero_si512(), _mm512_setzero_si512(),
                            _mm512_loadu_si512(x->offset)};
 #pragma GCC unroll 3
-    for (int i = 0; i < DIGITS; i++)
+    for (int i = DIGITS - digits; i < DIGITS; i++)
         sum[i] = _mm512_dpbusd_epi32(sum[i], even, _mm512_loadu_si512(x->digit[i].even));
 #pragma GCC unroll 3
-    for (int i = 0; i < DIGITS; i++)
+    for (int i = DIGITS - digits; i < DIGITS; i++)
         sum[i] = _mm512_dpbusd_epi32(sum[i], odd, _mm512_loadu_si512(x->digit[i].odd));
-    return _mm512_add_epi32(_mm512_add_epi32(_mm512_slli_epi32(sum[0], 16),
-                                             _mm512_slli_epi32(sum[1], 8)), sum[2]);
+    sum[2] = _mm512_add_epi32(sum[2], _mm512_slli_epi32(sum[1], 8));
+    return digits == 2 ? sum[2] : _mm512_add_epi32(sum[2], _mm512_slli_epi32(sum[0], 16));
 }
 
 /* The scales of a block's four parts, each for four lanes. */
@@ -220,26 +234,43 @@ static inline float round_to_bf16(float value)
     return value;
 }
 
-/* `rows` rows, a constant, from row `row` on, and one token. scales [rows, cols / 32]. Rows follow one
- * another: the next group is one stretch, of which every step fetches its share. */
+/* What a block of `rows` rows adds to their sums. Rows follow one another: the next group is one stretch,
+ * of which every step fetches its share. `rows` and `digits` are constants. */
+static inline __attribute__((always_inline)) void add_block(const unsigned char *data, int64_t bytes,
+                                                            int rows, const input_block *x,
+                                                            int digits, const float *scales,
+                                                            int64_t room, __m512 *sum)
+{
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        __m512i codes = _mm512_loadu_si512(data + r * bytes);
+        sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums(codes, x, digits)),
+                                 spread(scales + r * room), sum[r]);
+    }
+}
+
+/* `rows` rows, a constant, from row `row` on, and one token. scales [rows, cols / 32]. */
 static inline __attribute__((always_inline)) void dots(const fast_product *p, int rows, int64_t row,
                                                        int64_t t, const uint16_t *arranged,
                                                        const float *scales)
 {
     const int64_t cols = p->w->cols, bytes = cols / 2, room = cols / 32;
     const unsigned char *data = (const unsigned char *)p->w->data + row * bytes;
+    const unsigned char *next = data + rows * bytes;
     const input_block *x = (const input_block *)arranged;
+    const int32_t *digits = digits_of(arranged, cols);
     __m512 sum[GROUP];
     for (int r = 0; r < rows; r++)
         sum[r] = _mm512_setzero_ps();
-    for (int64_t i = 0; i < blocks(cols); i++)
+    for (int64_t i = 0; i < blocks(cols); i++, data += 64, next += 64 * rows, scales += 4) {
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            __builtin_prefetch(data + rows * (bytes + 64 * i) + 64 * r, 0, 2);
-            __m512i bytes_of_row = _mm512_loadu_si512(data + r * bytes + 64 * i);
-            sum[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums(bytes_of_row, x + i)),
-                                     spread(scales + r * room + 4 * i), sum[r]);
-        }
+        for (int r = 0; r < rows; r++)
+            __builtin_prefetch(next + 64 * r, 0, 2);
+        if (digits[i] == 2)
+            add_block(data, bytes, rows, x + i, 2, scales, room, sum);
+        else
+            add_block(data, bytes, rows, x + i, DIGITS, scales, room, sum);
+    }
     for (int r = 0; r < rows; r++) {
         float y = total(sum[r]);
         p->y[t * p->y_stride + row + r - p->first] = p->round ? round_to_bf16(y) : y; /* linear.round.1 */
