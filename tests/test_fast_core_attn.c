@@ -88,7 +88,7 @@ static const fast_kernels *every_level(small *s, int *levels)
         return level;
     if (*levels == 3)
         trap_amx_install();
-    *levels = 5;
+    *levels = TRAP_AMX_TOO_SLOW ? 4 : 5;
     level[3] = level[4] = level[2];
     level[3].name = "emulated tiles";
     level[4].name = "tiles";

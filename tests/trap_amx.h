@@ -6,6 +6,13 @@
 
 #include <stdint.h>
 
+/* Under AddressSanitizer an answer takes several times as long: there the emulation in C has to do. */
+#if defined __SANITIZE_ADDRESS__
+enum { TRAP_AMX_TOO_SLOW = 1 };
+#else
+enum { TRAP_AMX_TOO_SLOW = 0 };
+#endif
+
 /* From now on, in all threads. Other invalid instructions, and wrong use of these, end the process. */
 void trap_amx_install(void);
 

@@ -67,13 +67,13 @@ static _Thread_local struct {
     unsigned char tile[8][TILE_ROWS][TILE_BYTES];
 } tile_state;
 
-static inline void tiles_begin(void)
+static inline void emulated_begin(void)
 {
     memset(&tile_state, 0, sizeof tile_state);
     tile_state.config = tile_shapes;
 }
 
-static inline void tiles_end(void)
+static inline void emulated_end(void)
 {
     memset(&tile_state, 0, sizeof tile_state);
 }
@@ -147,6 +147,8 @@ static inline void tile_multiply(int c, int a, int b)
     }
 }
 
+#define tiles_begin emulated_begin
+#define tiles_end emulated_end
 #define TILE_ZERO(c) tile_zero(c)
 #define TILE_LOAD(t, from, stride) tile_load(t, from, stride)
 #define TILE_STORE(t, to, stride) tile_store(t, to, stride)
