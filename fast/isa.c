@@ -43,16 +43,7 @@ static unsigned saved_states(void)
     return low;
 }
 
-#ifdef DSV4_EMULATE_AMX
-
-static bool tiles_exist(unsigned seven_edx)
-{
-    (void)seven_edx;
-    return true;
-}
-
-#else
-
+#ifndef DSV4_EMULATE_AMX
 /* Linux lets a process use the tile registers, which are large, only if it asks: once, for all of its
  * threads, those that exist already too. It says no if one of them has a signal stack too small for the
  * state that a signal saves from then on. What shapes the tiles have, each thread says for itself, in every
@@ -62,14 +53,18 @@ static bool tiles_granted(void)
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18 };
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0;
 }
+#endif
 
 static bool tiles_exist(unsigned seven_edx)
 {
+#ifdef DSV4_EMULATE_AMX
+    (void)seven_edx;
+    return true;
+#else
     unsigned wanted = AMX_BF16 | AMX_TILE | AMX_INT8;
     return (seven_edx & wanted) == wanted && (saved_states() & TILES) == TILES && tiles_granted();
-}
-
 #endif
+}
 
 /* Few machines have tiles: what they compute is looked at, once in a process. */
 static bool tiles_work(unsigned seven_edx)

@@ -299,19 +299,18 @@ static void take_scratch(plan *all)
     all->scratch = FAST_TAKE(c, float, fast_pool_threads(c->pool) * all->scratch_size);
 }
 
-/* The items that are left, as jobs; returns how many. */
+/* The jobs of which an item is left; returns how many. They are done again as a whole, for items depend on
+ * the number of threads, and a row's bits may not. */
 static int64_t jobs_left(const plan *all, fast_linear_job *jobs)
 {
     int64_t count = 0;
+    const task *last = NULL;
     for (int64_t item = 0; item < all->items; item++) {
-        if (!all->left[item])
-            continue;
         const part here = part_of(all, item);
-        fast_linear_job *job = &jobs[count++];
-        *job = *here.task->job;
-        job->y += here.begin - job->first;
-        job->first = here.begin;
-        job->rows = here.end - here.begin;
+        if (!all->left[item] || here.task == last)
+            continue;
+        last = here.task;
+        jobs[count++] = *last->job;
     }
     return count;
 }

@@ -131,6 +131,8 @@ static void quant_qdq_index(float *x, int64_t count)
 /* The E8M0 byte of that scale: L is (1 + part 2^-23) 2^exponent. */
 static inline uint32_t quant_entry_scale(float amax, uint32_t part, int exponent)
 {
+    if (amax == 0)
+        return 127; /* any: one that other kernels take for usual */
     int byte = (int)((quant_bits(amax) + (0x7fffff - part)) >> 23) - exponent;
     return byte < 1 ? 1 : (uint32_t)byte;
 }

@@ -199,8 +199,13 @@ static int read_directly(int fd, const char *path, size_t from, size_t bytes, do
     double began = now();
     size_t done = 0;
     ssize_t some = 1;
-    for (; done < bytes && some > 0; done += some > 0 ? (size_t)some : 0)
-        some = pread(fd, buffer, bytes - done < BLOCK ? bytes - done : BLOCK, (off_t)(from + done));
+    size_t wanted = 0;
+    for (; done < bytes && (size_t)some >= wanted; done += some > 0 ? (size_t)some : 0) {
+        wanted = bytes - done < BLOCK ? bytes - done : BLOCK;
+        some = pread(fd, buffer, wanted, (off_t)(from + done)); /* the end of a file comes short */
+        if (some < 0)
+            break;
+    }
     *rate = (double)done / (now() - began);
     free(buffer);
     if (some < 0 || done == 0)

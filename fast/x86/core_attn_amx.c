@@ -559,7 +559,7 @@ static void end(const fast_softmax *s, void *scratch, bool *refused)
     memcpy(s->maximum, r.maximum, (size_t)s->heads * sizeof *s->maximum);
     memcpy(s->denominator, r.denominator, (size_t)s->heads * sizeof *s->denominator);
     for (int64_t h = 0; h < s->heads; h++) {
-        refused[h] = !is_good(r.of_q[h], r.so_far->entries, s->d);
+        refused[h] = r.so_far->blocks_done == 0 || !is_good(r.of_q[h], r.so_far->entries, s->d);
         put_out(&r, h, s->d, s->out + h * s->d);
     }
 }
