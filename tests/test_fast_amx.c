@@ -401,6 +401,19 @@ static void mixed(pair *t)
     for (int j = 0; j < JOBS; j++)
         expect(t, jobs[j].kind, &w[j], x, T, jobs[j].y);
     assert_string_equal(s->error.text, "");
+    /* Items are others with other threads; bits are not. */
+    float *again = floats(s, JOBS * T * rows);
+    fast_context other = t->tiles;
+    const int taken_before = taken, refused_before = refused;
+    other.pool = fast_pool_new(fast_pool_threads(t->tiles.pool) == 1 ? 5 : 1, &s->error);
+    assert_non_null(other.pool);
+    for (int j = 0; j < JOBS; j++)
+        jobs[j].y = again + j * T * rows;
+    fast_linear_jobs(&other, jobs, JOBS);
+    assert_memory_equal(again, y, JOBS * T * rows * sizeof *y);
+    fast_pool_free(other.pool);
+    taken = taken_before;
+    refused = refused_before;
     if (fast_pool_threads(t->tiles.pool) == 1) {
         assert_true(taken > 2 * refused);
         assert_true(refused >= 5);
