@@ -6,8 +6,8 @@
 
 #include <stdint.h>
 
-/* Under AddressSanitizer an answer takes several times as long: there the emulation in C has to do. */
-#if defined __SANITIZE_ADDRESS__
+/* Under a sanitizer an answer takes several times as long: there the emulation in C has to do. */
+#if defined __SANITIZE_ADDRESS__ || defined __SANITIZE_THREAD__
 enum { TRAP_AMX_TOO_SLOW = 1 };
 #else
 enum { TRAP_AMX_TOO_SLOW = 0 };
