@@ -232,8 +232,8 @@ static int check_call(const dsv4_run *run, const int64_t *ids, int64_t n, int64_
 
 /* ---- calls ---- */
 
-/* Rows that pass through the layers together: more save nothing, and their intermediate results
- * would take more memory. Logits are made for fewer where the vocabulary is large. */
+/* Rows that pass through the layers together: more would save little, and their intermediate results
+ * take more memory. Logits are made for fewer where the vocabulary is large. */
 enum { MOST_ROWS = 1024, MOST_LOGITS = 1 << 24 };
 
 /* One call of forward_batch() or mtp_batch(), worked off MOST_ROWS rows at a time. */

@@ -170,6 +170,36 @@ static void every_product(pair *t)
     assert_int_equal(refused, 0);
 }
 
+/* Numbers of all 18 bits, and of 15: the largest that two digits hold, and those that they do not. */
+static void widest(pair *t)
+{
+    enum { rows = 4, cols = 128 };
+    static const int whole[] = {0x3ffff, 0x3fff8, 0x7f7f << 3, 0x7f80 << 3, (0x7f7f << 3) - 4};
+    small *s = t->s;
+    dsv4_matrix w = small_random_matrix(s, DSV4_I8, rows, cols, 1);
+    double *value = small_values(s, &w);
+    float *x = floats(s, cols), *y = floats(s, rows);
+    uint16_t *arranged = small_alloc(s, spied->arranged_size(cols), sizeof *arranged);
+    float *scratch = floats(s, 4 * cols);
+    int lowest = 0;
+    fast_product p = {.w = &w, .T = 1, .arranged = arranged, .lowest_bit = &lowest, .y = y,
+                      .y_stride = rows};
+    for (int i = 0; i < 10; i++)
+        for (int place = 0; place < cols; place++) {
+            memset(x, 0, cols * sizeof *x);
+            x[place] = ldexpf((float)(i < 5 ? whole[i] : -whole[i - 5]), -17);
+            assert_int_equal(spied->arrange(x, cols, 1, cols, arranged), 0);
+            assert_true(spied->product(&p, 0, rows, scratch));
+            for (int r = 0; r < rows; r++)
+                assert_true(y[r] == x[place] * value[r * cols + place]);
+        }
+}
+
+static void every_width(void **state)
+{
+    with_digits(state, widest);
+}
+
 static void every_code(void **state)
 {
     with_digits(state, every_product);
@@ -247,6 +277,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         small_test(against_the_definition),
         small_test(every_code),
+        small_test(every_width),
         small_test(what_has_no_digits),
     };
     return cmocka_run_group_tests_name("fast_digits", tests, NULL, NULL) != 0;

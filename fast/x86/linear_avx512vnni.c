@@ -22,7 +22,8 @@ enum {
     OFFSET = 12,     /* of weights, in halves */
     BITS = 18,       /* of the largest input */
     DIGITS = 3,
-    SPARE = 3        /* the lowest bits, without which two digits are enough: 15 x 2^11 is the most */
+    SPARE = 3,       /* the lowest bits, without which two digits are enough .. */
+    TWO_MOST = 0x7f7f << SPARE /* .. up to here; E4M3 has no more than 15 x 2^14 */
 };
 
 /* A block of inputs. Bytes of `even` meet the low halves of a block's bytes, those of `odd` the high. */
@@ -83,7 +84,7 @@ static int arrange_block(const __m512 v[8], int exponent, input_block *out)
         _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
     const __m512 to_units = _mm512_set1_ps((float)(BITS - 1 - exponent));
-    __mmask16 inexact = 0;
+    __mmask16 inexact = 0, large = 0;
     __m512i bits = _mm512_setzero_si512();
     int32_t whole[BLOCK];
     for (int i = 0; i < 8; i++) {
@@ -91,9 +92,11 @@ static int arrange_block(const __m512 v[8], int exponent, input_block *out)
         __m512i number = _mm512_cvtps_epi32(units);
         inexact |= _mm512_cmp_ps_mask(_mm512_cvtepi32_ps(number), units, _CMP_NEQ_UQ);
         bits = _mm512_or_si512(bits, number);
+        large |= _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(number), _mm512_set1_epi32(TWO_MOST));
         _mm512_storeu_si512(whole + 16 * i, number);
     }
-    const bool two = _mm512_test_epi32_mask(bits, _mm512_set1_epi32((1 << SPARE) - 1)) == 0;
+    const bool two =
+        large == 0 && _mm512_test_epi32_mask(bits, _mm512_set1_epi32((1 << SPARE) - 1)) == 0;
     for (int i = 0; i < BLOCK && two; i++)
         whole[i] /= 1 << SPARE;
     for (int i = 0; i < 4; i++) {
