@@ -5,6 +5,8 @@
 #include <stdatomic.h>
 #include <string.h>
 
+enum { MOST_LEVELS = 5 };
+
 #define KERNELS(level) \
     .linear = &fast_linear_##level, .quant = &fast_quant_##level, \
     .rmsnorm = &fast_rmsnorm_##level, .rope = &fast_rope_##level, \
@@ -24,6 +26,8 @@ static const fast_kernels
     avx2 = {.name = "avx2", KERNELS(avx2)},
     avx512 = {.name = "avx512", KERNELS(avx512)},
     avx512_vnni = {.name = "avx512", KERNELS(avx512), .digits = &fast_linear_avx512vnni},
+    avx512bf16 = {.name = "avx512bf16", KERNELS(avx512), .digits = &fast_linear_avx512vnni,
+                  .tiles = &fast_linear_avx512bf16, .core_attn_tiles = &fast_core_attn_avx512bf16},
     amx = {.name = "amx", KERNELS(avx512), .digits = &fast_linear_avx512vnni,
            .tiles = &fast_linear_amx, .index_tiles = &fast_indexer_amx,
            .core_attn_tiles = &fast_core_attn_amx};
@@ -32,8 +36,9 @@ static const fast_kernels
 enum { FMA = 1 << 12, OSXSAVE = 1 << 27, F16C = 1 << 29 };                     /* 1: ecx */
 enum { AVX2 = 1 << 5, AVX512F = 1 << 16, AVX512DQ = 1 << 17, AVX512BW = 1 << 30 }; /* 7: ebx */
 static const unsigned AVX512VL = 1u << 31;
-enum { AVX512_VNNI = 1 << 11 };                                                  /* 7: ecx */
+enum { AVX512_VBMI = 1 << 1, AVX512_VNNI = 1 << 11 };                            /* 7: ecx */
 enum { AMX_BF16 = 1 << 22, AMX_TILE = 1 << 24, AMX_INT8 = 1 << 25 };             /* 7: edx */
+enum { AVX512_BF16 = 1 << 5 };                                                    /* 7, 1: eax */
 enum { YMM = 0x06, ZMM = 0xe6, TILES = 0x60000 };
 
 static unsigned saved_states(void)
@@ -66,6 +71,14 @@ static bool tiles_exist(unsigned seven_edx)
 #endif
 }
 
+static bool bf16_exists(unsigned seven_ecx)
+{
+    const unsigned wanted = AVX512_VBMI | AVX512_VNNI;
+    unsigned a, b, c, d;
+    return (seven_ecx & wanted) == wanted && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
+           (a & AVX512_BF16) != 0;
+}
+
 /* Few machines have tiles: what they compute is looked at, once in a process. */
 static bool tiles_work(unsigned seven_edx)
 {
@@ -94,6 +107,8 @@ static int find_levels(const fast_kernels *found[])
     if ((states & ZMM) != ZMM || (seven & wanted) != wanted)
         return count;
     found[count++] = c & AVX512_VNNI ? &avx512_vnni : &avx512;
+    if (bf16_exists(c))
+        found[count++] = &avx512bf16;
     if ((c & AVX512_VNNI) != 0 && tiles_work(d))
         found[count++] = &amx;
     return count;
@@ -101,11 +116,10 @@ static int find_levels(const fast_kernels *found[])
 
 static int find_limits(const fast_limits *found[])
 {
-    enum { AVX512_BF16 = 1 << 5 }; /* 7, 1: eax */
     static const fast_limits *const of_level[] = {&fast_limits_portable, &fast_limits_avx2,
                                                   &fast_limits_avx512};
     unsigned a, b, c, d;
-    const fast_kernels *levels[4];
+    const fast_kernels *levels[MOST_LEVELS];
     int count = find_levels(levels);
     for (int i = 0; i < count && i < 3; i++)
         found[i] = of_level[i];
@@ -139,7 +153,7 @@ static int find_levels(const fast_kernels *found[])
 
 const fast_kernels *const *fast_levels(int *count)
 {
-    static _Thread_local const fast_kernels *found[4];
+    static _Thread_local const fast_kernels *found[MOST_LEVELS];
     *count = find_levels(found);
     return found;
 }
@@ -151,19 +165,39 @@ const fast_limits *const *fast_machine_limits(int *count)
     return found;
 }
 
+/* Its products are the point of avx512bf16. The vectors of other makers' processors take twice as long for
+ * them as for as many products of binary32, or longer. */
+static bool is_default(const fast_kernels *level)
+{
+#ifdef __x86_64__
+    unsigned a, maker[3];
+    return level != &avx512bf16 || (__get_cpuid(0, &a, &maker[0], &maker[2], &maker[1]) &&
+                                    memcmp(maker, "AuthenticAMD", sizeof maker) == 0);
+#else
+    return level != NULL;
+#endif
+}
+
+static int rank_of(const char *name)
+{
+    static const char *const names[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
+    for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
+        if (strcmp(name, names[i]) == 0)
+            return i;
+    return -1;
+}
+
 const fast_kernels *fast_level(const char *cap, dsv4_error *err)
 {
-    static const char *const names[] = {"portable", "avx2", "avx512", "amx"};
-    int count, rank = -1;
+    int count;
     const fast_kernels *const *levels = fast_levels(&count);
     if (cap == NULL || cap[0] == '\0')
-        return levels[count - 1];
-    for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
-        if (strcmp(cap, names[i]) == 0)
-            rank = i;
-    if (rank < 0) {
-        dsv4_fail(err, "instruction set '%s': expected portable, avx2, avx512 or amx", cap);
+        return levels[is_default(levels[count - 1]) ? count - 1 : count - 2];
+    if (rank_of(cap) < 0) {
+        dsv4_fail(err, "instruction set '%s': expected portable, avx2, avx512, avx512bf16 or amx", cap);
         return NULL;
     }
-    return levels[rank < count ? rank : count - 1]; /* the levels stand in the order of the names */
+    while (rank_of(levels[count - 1]->name) > rank_of(cap))
+        count--;
+    return levels[count - 1];
 }

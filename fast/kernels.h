@@ -160,7 +160,7 @@ typedef struct {
 
 /* A level of instructions. */
 typedef struct {
-    const char *name; /* "portable", "avx2", "avx512", "amx" */
+    const char *name; /* "portable", "avx2", "avx512", "avx512bf16", "amx" */
     const fast_linear_kernels *linear;
     /* NULL in most levels: */
     const fast_tile_kernels *tiles;        /* in place of linear, for many tokens */
@@ -193,18 +193,18 @@ typedef struct {
 FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
-/* What avx512 has where the machine has VNNI, and what amx adds to it. */
-extern const fast_tile_kernels fast_linear_avx512vnni, fast_linear_amx;
+/* What avx512 has where the machine has VNNI, and what avx512bf16 and amx add to it. */
+extern const fast_tile_kernels fast_linear_avx512vnni, fast_linear_avx512bf16, fast_linear_amx;
 extern const fast_coded_kernels fast_indexer_amx;
-extern const fast_row_kernels fast_core_attn_amx;
+extern const fast_row_kernels fast_core_attn_avx512bf16, fast_core_attn_amx;
 
 /* ---- isa.c ---- */
 
 /* The levels that this machine can run, the slowest first; `count` of them. */
 const fast_kernels *const *fast_levels(int *count);
 
-/* The best level that the machine has and that is not above `cap`: "portable", "avx2", "avx512" or
- * "amx"; NULL or "": any. A machine has amx only if the system grants it and small products come out right.
+/* The best level that the machine has and that is not above `cap`: "portable", "avx2", "avx512",
+ * "avx512bf16" or "amx"; NULL or "": any that is faster here than those below it. A machine has amx only if the system grants it and small products come out right.
  * NULL with a line in `err` where there is no such level. */
 const fast_kernels *fast_level(const char *cap, dsv4_error *err);
 

@@ -1,6 +1,5 @@
 /* Products of many tokens with stored weights, by tile instructions: bf16 numbers times bf16 numbers,
- * summed in binary32. E4M3 and E2M1 codes times powers of two are bf16 numbers, so all products are
- * exact, as long as no operand, product or sum is subnormal: the instructions take such for zero.
+ * summed in binary32.
  *
  * A left operand is 16 rows of weights, decoded row by row as they are stored; a right one is 16
  * tokens, arranged once for all rows. So no weight ever has to change its place; of the results,
@@ -13,7 +12,7 @@
 #include <string.h>
 
 #include "fast/kernels.h"
-#include "fast/x86/bf16.h"
+#include "fast/x86/linear_bf16.h"
 #include "fast/x86/tiles.h"
 
 enum {
@@ -26,16 +25,6 @@ enum {
 static int64_t blocks(int64_t cols)
 {
     return (cols + DEPTH - 1) / DEPTH;
-}
-
-/* Binary32 to bf16, ties to even, in place. A NaN stays one, or becomes infinite. */
-static inline __m512i round_up(__m512i bits)
-{
-    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-    __mmask16 nan = _mm512_cmpgt_epi32_mask(_mm512_and_si512(bits, _mm512_set1_epi32(INT_MAX)),
-                                            _mm512_set1_epi32(0x7f800000));
-    return _mm512_mask_mov_epi32(sum, nan, bits);
 }
 
 /* ---- inputs ---- */
@@ -84,151 +73,6 @@ static int64_t panel_rows(const dsv4_matrix *w)
     return ROWS * (rows > 1 ? rows : 1);
 }
 
-/* The scales of a row; false where one is out of [low, high], so that codes times it may not be
- * normal numbers. */
-static bool scales_within(const uint8_t *scales, int64_t count, int low, int high, int *least)
-{
-    __m512i small = _mm512_set1_epi8(-1), large = _mm512_setzero_si512();
-    uint8_t smallest[64], largest[64];
-    for (int64_t i = 0; i < count; i += 64) {
-        __mmask64 mask = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
-        __m512i some = _mm512_maskz_loadu_epi8(mask, scales + i);
-        small = _mm512_mask_min_epu8(small, mask, small, some);
-        large = _mm512_max_epu8(large, some);
-    }
-    _mm512_storeu_si512(smallest, small);
-    _mm512_storeu_si512(largest, large);
-    *least = 255;
-    int most = 0;
-    for (int i = 0; i < 64; i++) {
-        *least = smallest[i] < *least ? smallest[i] : *least;
-        most = largest[i] > most ? largest[i] : most;
-    }
-    return *least >= low && most <= high;
-}
-
-/* Decoders of a row -> out, filled up with zeros to whole blocks; they return its lowest bit. */
-
-/* Adds a scale's exponent to each of a table's numbers but for 0: quant.e8m0.1. */
-static inline __m512i scaled(__m512i table, __mmask32 numbers, __m512i exponent)
-{
-    return _mm512_mask_add_epi16(table, numbers, table, exponent);
-}
-
-/* Weights come from memory: the next row's are asked for, 64 bytes at a time. */
-static inline void prefetch(const unsigned char *p)
-{
-    enum { AHEAD = 4096 };
-    _mm_prefetch((const char *)((uintptr_t)p + AHEAD), _MM_HINT_T0);
-}
-
-/* quant.e2m1.1, quant.fp4.1. Of an index only 5 bits count; the fifth is of the byte's other code, so
- * the table stands there twice. */
-static int decode_fp4(const dsv4_matrix *w, int64_t row, uint16_t *out)
-{
-    static const uint16_t codes[DEPTH] = { /* with a scale of 2^0, which stands for 2^-127 */
-        0,      0xff80, 0,      0x0040, 0x0080, 0x00c0, 0x0100, 0x0140,
-        0x8000, 0x7f80, 0x8000, 0x8040, 0x8080, 0x80c0, 0x8100, 0x8140,
-        0,      0xff80, 0,      0x0040, 0x0080, 0x00c0, 0x0100, 0x0140,
-        0x8000, 0x7f80, 0x8000, 0x8040, 0x8080, 0x80c0, 0x8100, 0x8140};
-    const __m512i table = _mm512_loadu_si512(codes);
-    const int64_t count = w->cols / DEPTH;
-    const unsigned char *data = (const unsigned char *)w->data + row * (w->cols / 2);
-    const uint8_t *scales = w->scale + row * count;
-    int least;
-    if (!scales_within(scales, count, 2, 252, &least))
-        return UNUSABLE;
-    for (int64_t i = 0; i < count; i += 16) {
-        int some = count - i < 16 ? (int)(count - i) : 16;
-        __m128i bytes = _mm_maskz_loadu_epi8((__mmask16)first_of(some), scales + i);
-        __m512i exponent = _mm512_slli_epi32(_mm512_cvtepu8_epi32(bytes), 7);
-        uint32_t twice[16]; /* for both halves of a word */
-        _mm512_storeu_si512(twice, _mm512_or_si512(exponent, _mm512_slli_epi32(exponent, 16)));
-        for (int j = 0; j < 256; j += 64)
-            prefetch(data + j);
-        for (int j = 0; j < some; j++, data += 16, out += DEPTH) {
-            __m512i index = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i_u *)data));
-            index = _mm512_or_si512(index, _mm512_slli_epi32(index, 12));
-            __m512i values = scaled(table, 0xfefefefe, _mm512_set1_epi32((int)twice[j]));
-            _mm512_storeu_si512(out, _mm512_permutexvar_epi16(index, values));
-        }
-    }
-    return least - 127 - 1;
-}
-
-static int decode_fp8(const dsv4_matrix *w, int64_t row, uint16_t *out)
-{
-    const __m512i magnitude = _mm512_set1_epi8(0x7f);
-    const int64_t cols = w->cols, count = (cols + 127) / 128;
-    const unsigned char *data = (const unsigned char *)w->data + row * cols;
-    const uint8_t *scales = w->scale + row / 128 * count;
-    __m512i largest = _mm512_setzero_si512();
-    int least;
-    if (!scales_within(scales, count, 10, 246, &least))
-        return UNUSABLE;
-    for (int64_t i = 0; i < cols; i += 128) {
-        const __m512i exponent = _mm512_set1_epi16((short)(scales[i / 128] << 7));
-        const __m512i bias = _mm512_sub_epi16(exponent, _mm512_set1_epi16(7 << 7));
-        const int64_t end = cols - i < 128 ? cols : i + 128;
-        bool plain = end - i == 128; /* a whole block, of normal numbers only */
-        for (int64_t j = i; j < end; j += 64) {
-            __mmask64 mask = end - j >= 64 ? ~0ull : (1ull << (end - j)) - 1;
-            __m512i bytes = _mm512_and_si512(_mm512_maskz_loadu_epi8(mask, data + j), magnitude);
-            largest = _mm512_max_epu8(largest, bytes);
-            plain = plain && _mm512_cmplt_epu8_mask(bytes, _mm512_set1_epi8(8)) == 0;
-            prefetch(data + j);
-        }
-        if (plain) {
-            for (int j = 0; j < 128; j += DEPTH)
-                _mm512_storeu_si512(
-                    out + i + j,
-                    normal_fp8(_mm256_loadu_si256((const __m256i_u *)(data + i + j)), bias));
-            continue;
-        }
-        const __m512i small = small_fp8(exponent);
-        for (int64_t j = i; j < end; j += DEPTH) {
-            __m256i bytes = _mm256_maskz_loadu_epi8(first_of(cols - j), data + j);
-            _mm512_storeu_si512(out + j, any_fp8(bytes, bias, small));
-        }
-    }
-    if (_mm512_cmpeq_epi8_mask(largest, magnitude) != 0) /* NaN */
-        return UNUSABLE;
-    return least - 127 - 9;
-}
-
-/* 32 weights as bf16 numbers, which not all of them are: linear.plain.1, linear.grouped.2 */
-static inline __m512i load_plain(dsv4_dtype dtype, const unsigned char *p, __mmask32 mask)
-{
-    if (dtype == DSV4_F32)
-        return upper_halves(round_up(load_floats(p, mask, 0)), round_up(load_floats(p, mask, 1)));
-    __m512i halves = _mm512_maskz_loadu_epi16(mask, p);
-    if (dtype == DSV4_BF16)
-        return halves;
-    __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
-    __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
-    return upper_halves(round_up((__m512i)low), round_up((__m512i)high));
-}
-
-static int decode_plain(const dsv4_matrix *w, int64_t row, uint16_t *out)
-{
-    const int64_t cols = w->cols, bytes = w->dtype == DSV4_F32 ? 4 : 2;
-    const unsigned char *data = (const unsigned char *)w->data + row * cols * bytes;
-    seen all = seen_none();
-    for (int64_t i = 0; i < cols; i += DEPTH) {
-        __m512i values = load_plain(w->dtype, data + i * bytes, first_of(cols - i));
-        see(&all, values);
-        _mm512_storeu_si512(out + i, values);
-    }
-    return lowest_bit(&all);
-}
-
-static int decode_row(const dsv4_matrix *w, int64_t row, uint16_t *out)
-{
-    return w->dtype == DSV4_I8           ? decode_fp4(w, row, out)
-           : w->dtype == DSV4_F8_E4M3    ? decode_fp8(w, row, out)
-                                         : decode_plain(w, row, out);
-}
-
 /* Up to whole ROWS, zeros. */
 static void fill_up(const dsv4_matrix *w, int64_t rows, uint16_t *panel)
 {
@@ -242,7 +86,7 @@ static int decode(const dsv4_matrix *w, int64_t begin, int64_t end, uint16_t *pa
 {
     int least = NO_BIT;
     for (int64_t row = begin; row < end; row++) {
-        int bit = decode_row(w, row, panel + (row - begin) * panel_stride(w));
+        int bit = decode_row(w, row, 0, w->cols, panel + (row - begin) * panel_stride(w));
         if (bit == UNUSABLE)
             return UNUSABLE;
         least = bit < least ? bit : least;
@@ -410,9 +254,6 @@ static void advance(group *g, int64_t steps)
     tiles_fence();
 }
 
-/* No product or sum of multiples of 2 to this is subnormal. */
-enum { LOWEST_NORMAL = -126 };
-
 static bool multiply_few(const fast_product *p, int64_t begin, int64_t end, int input, uint16_t *panels)
 {
     const int64_t stride = panel_stride(p->w), count = blocks(p->w->cols);
@@ -423,7 +264,7 @@ static bool multiply_few(const fast_product *p, int64_t begin, int64_t end, int 
         uint16_t *panel = panels + (second ? ROWS * stride : 0);
         const int64_t last = end - row < ROWS ? end : row + ROWS;
         for (int64_t i = row; i < last; i++) {
-            int bit = decode_row(p->w, i, panel + (i - row) * stride);
+            int bit = decode_row(p->w, i, 0, p->w->cols, panel + (i - row) * stride);
             if (bit == UNUSABLE || bit + input < LOWEST_NORMAL)
                 return false;
             advance(&before, steps);

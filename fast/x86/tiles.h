@@ -35,7 +35,75 @@ static inline void tiles_fence(void)
     __asm__ volatile("" ::: "memory");
 }
 
-#ifndef DSV4_EMULATE_AMX
+#if defined DSV4_TILES_OF_VECTORS
+
+#include <immintrin.h>
+#include <string.h>
+
+/* Tiles without tile instructions, by those that multiply pairs of bf16 numbers: sums stay in the first
+ * cache, and operands are read from where they were to be loaded from. Order of summing: that of the pairs. */
+enum { SUMS = 4 }; /* tiles 0 .. SUMS - 1; the others are operands */
+
+static _Thread_local struct {
+    __m512 sum[SUMS][TILE_ROWS];
+    struct { const char *at; int64_t stride; } operand[8];
+} tile_state;
+
+static inline void tiles_begin(void) {}
+
+static inline void tiles_end(void) {}
+
+static inline void tile_zero(int t)
+{
+    for (int i = 0; i < TILE_ROWS; i++)
+        tile_state.sum[t][i] = _mm512_setzero_ps();
+}
+
+static inline void tile_load(int t, const void *from, int64_t stride)
+{
+    if (t >= SUMS) {
+        tile_state.operand[t].at = from;
+        tile_state.operand[t].stride = stride;
+        return;
+    }
+    for (int i = 0; i < TILE_ROWS; i++)
+        tile_state.sum[t][i] = _mm512_loadu_ps((const char *)from + i * stride);
+}
+
+static inline void tile_store(int t, void *to, int64_t stride)
+{
+    for (int i = 0; i < TILE_ROWS; i++)
+        _mm512_storeu_ps((char *)to + i * stride, tile_state.sum[t][i]);
+}
+
+static inline void tile_multiply(int c, int a, int b)
+{
+    const char *left = tile_state.operand[a].at, *right = tile_state.operand[b].at;
+    const int64_t stride = tile_state.operand[a].stride, next = tile_state.operand[b].stride;
+    __m512 sum[TILE_ROWS];
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE_ROWS; i++)
+        sum[i] = tile_state.sum[c][i];
+    for (int k = 0; k < TILE_ROWS; k++) {
+        const __m512bh row = (__m512bh)_mm512_loadu_si512(right + k * next);
+#pragma GCC unroll 16
+        for (int i = 0; i < TILE_ROWS; i++) {
+            int pair;
+            memcpy(&pair, left + i * stride + 4 * k, sizeof pair);
+            sum[i] = _mm512_dpbf16_ps(sum[i], (__m512bh)_mm512_set1_epi32(pair), row);
+        }
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < TILE_ROWS; i++)
+        tile_state.sum[c][i] = sum[i];
+}
+
+#define TILE_ZERO(c) tile_zero(c)
+#define TILE_LOAD(t, from, stride) tile_load(t, from, stride)
+#define TILE_STORE(t, to, stride) tile_store(t, to, stride)
+#define TILE_BF16(c, a, b) tile_multiply(c, a, b)
+
+#elif !defined DSV4_EMULATE_AMX
 
 #include <immintrin.h>
 
