@@ -63,7 +63,7 @@ suite "tests of fast/ under ThreadSanitizer" ci/tsan.sh build
 wait $fetching
 suite "tests of fast/ and golden vectors on aarch64, emulated" ci/aarch64.sh build
 count "golden vectors: dsv4 verify --path ref" build/dsv4 verify --path ref
-for level in portable avx2 avx512 amx; do fast $level; done
+for level in portable avx2 avx512 avx512bf16 amx; do fast $level; done
 fast amx build/tests/tool_trap # where the machine has no tiles: as compiled, each instruction answered
 count "golden vectors: rebuilt, the same bytes" make --no-print-directory -j"$jobs" vectors-check
 count "museum: every exhibit is caught, the harmless accepted" \

@@ -82,7 +82,9 @@ case $sources in
 *fast/x86/*) objdump -d --no-show-raw-insn $objects | awk "$library"'
     BEGIN {
         beyond["avx2"] = "%(zmm|k[0-7]|tmm)|%[xy]mm(1[6-9]|2[0-9]|3[01])"
-        beyond["avx512"] = "%tmm"
+        beyond["avx512"] = "%tmm|\tvdpbf16|\tvpdpb"
+        beyond["avx512vnni"] = "%tmm|\tvdpbf16"
+        beyond["avx512bf16"] = "%tmm"
         beyond[""] = "%([yz]mm|k[0-7]|tmm)|\tv[a-z0-9]+ .*%xmm"
     }
     / file format / {

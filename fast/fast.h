@@ -4,8 +4,9 @@
  * An operator is spec/STEM.md, fast/STEM.c and, where it has kernels, fast/STEM_lanes.h (written
  * once, in vectors of any width), fast/STEM_portable.c, fast/x86/STEM_avx2.c and
  * fast/x86/STEM_avx512.c. The kernels of an instruction set are a row of the table in isa.c, chosen
- * when the program starts. The level amx is avx512 and, in RELEASED, tiles: for products of many
- * tokens, the indexer's scores and core attention (fast/x86/STEM_amx.c).
+ * when the program starts. Two levels are avx512 and, in RELEASED, products of bf16 numbers: avx512bf16
+ * by vectors, for products with weights and core attention (fast/x86/STEM_avx512bf16.c); amx by tiles,
+ * for products of many tokens, the indexer's scores and core attention (fast/x86/STEM_amx.c).
  *
  * Activations are binary32 in both contracts. RELEASED: they hold bf16 numbers wherever spec/ says
  * so, and fast_bf16() and its kin are the rounding points. EXACT: nothing is rounded on purpose;
@@ -14,9 +15,9 @@
  * Every result is a function of its row alone: sums run in an order that depends on the widths of
  * the operands, never on how many rows a call has, which of them they are, or on which thread
  * works. So chunks, batches and threads change no bit. Who adds a kernel keeps it that way, or
- * offers it only where c->deterministic is not set: products by tiles are for many rows, those of
- * FP4 weights by whole numbers (fast/x86/linear_avx512vnni.c) for few, and both sum in orders of
- * their own. Then a row's bits depend on how many rows go through a product, or through an expert,
+ * offers it only where c->deterministic is not set: products of bf16 numbers are for many
+ * rows or for few, those of FP4 weights by whole numbers (fast/x86/linear_avx512vnni.c) for few, and
+ * all sum in orders of their own. Then a row's bits depend on how many rows go through a product, or through an expert,
  * together; on threads they do not.
  *
  * Letters as in the specification: T rows of this call, D hidden_size, H heads, d head_dim, R

@@ -22,6 +22,14 @@ typedef struct {
     int64_t first;
 } fast_product;
 
+/* Rows follow one another: those to come are one stretch of memory, of which every step fetches its share, as
+ * much as it reads. How far ahead, in bytes: groups of `bytes` bytes, enough for memory to answer. */
+static inline int64_t fast_bytes_ahead(int64_t bytes)
+{
+    enum { ENOUGH = 8192 };
+    return (ENOUGH + bytes - 1) / bytes * bytes;
+}
+
 typedef struct {
     /* Rows [begin, end) of p->w -> columns begin - p->first .. of y. scratch: as many values as
      * scratch_size says. */
@@ -164,7 +172,8 @@ typedef struct {
     const fast_linear_kernels *linear;
     /* NULL in most levels: */
     const fast_tile_kernels *tiles;        /* in place of linear, for many tokens */
-    const fast_tile_kernels *digits;       /* in place of linear, for few tokens and FP4 weights */
+    const fast_tile_kernels *few_fp4;      /* in place of linear, for few tokens and such weights .. */
+    const fast_tile_kernels *few_fp8;      /* .. of whole blocks of 128 columns */
     const fast_coded_kernels *index_tiles; /* in place of indexer->coded */
     const fast_row_kernels *core_attn_tiles; /* in place of core_attn->block */
     const fast_quant_kernels *quant;
@@ -194,7 +203,8 @@ FAST_LEVEL_KERNELS(portable)
 FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
 /* What avx512 has where the machine has VNNI, and what avx512bf16 and amx add to it. */
-extern const fast_tile_kernels fast_linear_avx512vnni, fast_linear_avx512bf16, fast_linear_amx;
+extern const fast_tile_kernels fast_linear_avx512vnni, fast_linear_avx512bf16,
+    fast_linear_few_avx512bf16, fast_linear_amx;
 extern const fast_coded_kernels fast_indexer_amx;
 extern const fast_row_kernels fast_core_attn_avx512bf16, fast_core_attn_amx;
 

@@ -170,7 +170,9 @@ static const fast_tile_kernels *tiles_for(const fast_context *c, const fast_line
         return NULL;
     if (job->T > FEW_TOKENS)
         return exact ? c->kernels->tiles : NULL;
-    return job->kind == FAST_LINEAR && dtype == DSV4_I8 ? c->kernels->digits : NULL;
+    if (dtype == DSV4_F8_E4M3 && job->w->cols % 128 == 0)
+        return c->kernels->few_fp8;
+    return job->kind == FAST_LINEAR && dtype == DSV4_I8 ? c->kernels->few_fp4 : NULL;
 }
 
 static fast_product product_of(plan *all, const fast_linear_job *job,

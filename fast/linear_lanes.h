@@ -263,7 +263,6 @@ APART lanes load_end(const float *x, int64_t count)
 
 /* ---- few tokens: weights go from memory to registers ---- */
 
-/* Rows follow one another: the next group is one stretch, of which every step fetches its share. */
 INLINE void fetch_ahead(const unsigned char *next, int bytes, int64_t step)
 {
     UNROLL for (int i = 0; i < bytes; i += 64)
@@ -290,9 +289,10 @@ INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows
     }
     UNROLL for (int i = 0; i < tokens; i++)
         x[i] = p->x + (t + i) * p->x_stride;
+    const unsigned char *next = data[0] + fast_bytes_ahead(rows * row_bytes(m));
     for (int64_t s = 0; s < steps; s++) {
         if (rows > 1)
-            fetch_ahead(data[0] + rows * row_bytes(m), rows * step_bytes(dtype), s);
+            fetch_ahead(next, rows * step_bytes(dtype), s);
         UNROLL for (int r = 0; r < rows; r++) {
             decode_step(dtype, as_bf16, data[r], scales == NULL ? NULL : scales + r * room, s, w);
             if (dtype == DSV4_F8_E4M3)

@@ -9,11 +9,11 @@ enum { KEY_THREADS = 512, KEY_ISA, KEY_DETERMINISTIC, MOST_THREADS = 1024 };
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "How --path fast computes:", 9},
     {"threads", KEY_THREADS, "N", 0, "Threads at work (default: one for each processor)", 9},
-    {"isa", KEY_ISA, "LEVEL", 0, "Instructions of this level at most: portable, avx2, avx512 or amx. "
+    {"isa", KEY_ISA, "LEVEL", 0, "Instructions of this level at most: portable, avx2, avx512, avx512bf16 or amx. "
      "Without it the environment variable DSV4_ISA counts, and then the best that the machine has", 9},
     {"deterministic", KEY_DETERMINISTIC, NULL, 0, "The same bits for any number of threads, any "
-     "chunks and batches, on one level of instructions. Without it that is so up to avx2; avx512 and "
-     "amx then sum a row in another order where few rows are computed with it than where many are", 9},
+     "chunks and batches, on one level of instructions. Without it that is so up to avx2; levels above "
+     "then sum a row in another order where few rows are computed with it than where many are", 9},
     {0},
 };
 

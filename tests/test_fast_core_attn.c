@@ -76,24 +76,35 @@ static void counted_end(const fast_softmax *softmax, void *scratch, bool *bad)
     }
 }
 
-/* The levels of this machine, with two for tiles. */
+#ifdef __x86_64__
+/* level[2], which has no tiles, with these. */
+static void add_level(fast_kernels *level, int *levels, const char *name, const fast_row_kernels *tiles)
+{
+    level[*levels] = level[2];
+    level[*levels].name = name;
+    level[(*levels)++].core_attn_tiles = tiles;
+}
+#endif
+
+/* The levels of this machine without tiles, and then those with. */
 static const fast_kernels *every_level(small *s, int *levels)
 {
     const fast_kernels *const *found = fast_levels(levels);
     fast_kernels *level = small_alloc(s, 6, sizeof *level);
+    const int count = *levels;
+    *levels = count < 3 ? count : 3;
     for (int i = 0; i < *levels; i++)
         level[i] = *found[i];
 #ifdef __x86_64__
-    if (*levels < 3)
+    if (count < 3)
         return level;
-    if (*levels == 3)
+    if (trap_amx_needed())
         trap_amx_install();
-    *levels = TRAP_AMX_TOO_SLOW ? 4 : 5;
-    level[3] = level[4] = level[2];
-    level[3].name = "emulated tiles";
-    level[4].name = "tiles";
-    level[3].core_attn_tiles = &emulated_core_attn_amx;
-    level[4].core_attn_tiles = &fast_core_attn_amx;
+    add_level(level, levels, "emulated tiles", &emulated_core_attn_amx);
+    if (count > 3) /* whoever has amx has avx512bf16, too */
+        add_level(level, levels, "tiles of vectors", &fast_core_attn_avx512bf16);
+    if (!TRAP_AMX_TOO_SLOW)
+        add_level(level, levels, "tiles", &fast_core_attn_amx);
 #endif
     return level;
 }
@@ -427,7 +438,7 @@ static void many_heads(void **state)
         for (int l = 3; l < levels; l++)
             check(s, &t, attend(s, &level[l], &t, &list, t.H), &n);
     }
-    assert_true(levels < 5 || taken > 0);
+    assert_true(levels <= 3 || taken > 0);
     assert_int_equal(refused, 0);
     assert_true(n.flips * 200 <= n.values);
 }
@@ -614,10 +625,9 @@ static void rows_beforehand(void **state)
 static void as_emulated(void **state)
 {
     small *s = *state;
-    int levels, found;
+    int levels;
     const fast_kernels *level = every_level(s, &levels);
-    fast_levels(&found);
-    if (levels < 5)
+    if (levels <= 3 || TRAP_AMX_TOO_SLOW)
         skip();
     assert_true(emulated_core_attn_amx.works());
     assert_true(fast_core_attn_amx.works());
@@ -626,12 +636,13 @@ static void as_emulated(void **state)
     int64_t before = trap_amx_count();
     token t = make_token(s, 40, 512, 200, true, 2);
     fast_list list = list_of(&t);
-    float *want = attend(s, &level[3], &t, &list, t.H), *got = attend(s, &level[4], &t, &list, t.H);
+    float *want = attend(s, &level[3], &t, &list, t.H);
+    float *got = attend(s, &level[levels - 1], &t, &list, t.H);
     int64_t differing = 0;
     for (int64_t i = 0; i < t.H * t.d; i++)
         differing += memcmp(&got[i], &want[i], sizeof *got) != 0;
-    assert_true(differing <= (found == 3 ? 0 : t.H * t.d / 200));
-    if (found == 3)
+    assert_true(differing <= (trap_amx_needed() ? 0 : t.H * t.d / 200));
+    if (trap_amx_needed())
         assert_true(trap_amx_count() > before);
 }
 
@@ -672,26 +683,28 @@ static void any_number_of_rows(void **state)
     static const int64_t most[] = {1, 2, 3, 5, 8, 33, 100};
     int levels;
     const fast_kernels *level = every_level(s, &levels);
-    for (int i = 0; i < 2 && levels == 5; i++) {
-        whole w;
-        whole_open(&w, DSV4_RELEASED, MAKE_RELEASED, CHANGES("sliding_window", i == 0 ? "7" : "70"));
-        int64_t n = 100, *ids = whole_ids(&w, n, 5);
-        fast_kernels tiles = level[2];
-        spied = &emulated_core_attn_amx;
-        fast_row_kernels spy = *spied;
-        spy.end = counted_end;
-        tiles.core_attn_tiles = &spy;
-        taken = refused = 0;
-        float *want = streams(s, &w, &tiles, ids, n, n, 1);
-        assert_true(taken > 0);
-        assert_int_equal(refused, 0);
-        tiles.core_attn_tiles = spied;
-        int64_t count = n * w.model.config.hc_mult * w.model.config.hidden_size;
-        for (int j = 0; j < (int)(sizeof most / sizeof *most); j++)
-            same_bits(streams(s, &w, &tiles, ids, n, most[j], 1 + j % 4), want, count);
-        free(ids);
-        whole_close(&w);
-    }
+    for (int i = 0; i < 2; i++)
+        for (int l = 3; l < levels && level[l].core_attn_tiles != &fast_core_attn_amx; l++) {
+            whole w;
+            whole_open(&w, DSV4_RELEASED, MAKE_RELEASED,
+                       CHANGES("sliding_window", i == 0 ? "7" : "70"));
+            int64_t n = 100, *ids = whole_ids(&w, n, 5);
+            fast_kernels tiles = level[l];
+            spied = tiles.core_attn_tiles;
+            fast_row_kernels spy = *spied;
+            spy.end = counted_end;
+            tiles.core_attn_tiles = &spy;
+            taken = refused = 0;
+            float *want = streams(s, &w, &tiles, ids, n, n, 1);
+            assert_true(taken > 0);
+            assert_int_equal(refused, 0);
+            tiles.core_attn_tiles = spied;
+            int64_t count = n * w.model.config.hc_mult * w.model.config.hidden_size;
+            for (int j = 0; j < (int)(sizeof most / sizeof *most); j++)
+                same_bits(streams(s, &w, &tiles, ids, n, most[j], 1 + j % 4), want, count);
+            free(ids);
+            whole_close(&w);
+        }
 }
 
 #endif

@@ -33,14 +33,14 @@ static void with_digits(void **state, void test(pair *))
     small *s = *state;
     int count;
     const fast_kernels *const *levels = fast_levels(&count);
-    if (count < 3 || levels[2]->digits == NULL)
+    if (count < 3 || levels[2]->few_fp4 == NULL)
         skip();
     fast_kernels kernels = *levels[2], without = *levels[2];
-    spied = kernels.digits;
+    spied = kernels.few_fp4;
     fast_tile_kernels spy = *spied;
     spy.product = counted_product;
-    kernels.digits = &spy;
-    without.digits = NULL;
+    kernels.few_fp4 = &spy;
+    without.few_fp4 = NULL;
     s->c.numerics = DSV4_RELEASED;
     pair t = {.s = s, .digits = {.config = &s->config, .released = true, .kernels = &kernels,
                                  .pool = fast_pool_new(1, &s->error),

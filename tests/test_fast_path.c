@@ -385,6 +385,18 @@ static void batch_refusals(void **state)
     whole_close(&other);
 }
 
+static bool made_by_amd(void)
+{
+    char line[256];
+    FILE *file = fopen("/proc/cpuinfo", "r");
+    bool found = false;
+    while (file != NULL && fgets(line, sizeof line, file) != NULL)
+        found |= strstr(line, "AuthenticAMD") != NULL;
+    if (file != NULL)
+        fclose(file);
+    return found;
+}
+
 /* The level that runs is the one asked for, or the best below it. */
 static void levels(void **state)
 {
@@ -407,10 +419,13 @@ static void levels(void **state)
         unsetenv("DSV4_ISA");
     }
     assert_ptr_equal(fast_level("amx", &err), level[count - 1]);
-    assert_ptr_equal(fast_level("", &err), level[count - 1]);
-    assert_ptr_equal(fast_level(NULL, &err), level[count - 1]);
+    /* What runs unasked is the last one, unless that is slower here than the one before. */
+    const bool slower = strcmp(level[count - 1]->name, "avx512bf16") == 0 && !made_by_amd();
+    assert_ptr_equal(fast_level("", &err), level[count - 1 - slower]);
+    assert_ptr_equal(fast_level(NULL, &err), level[count - 1 - slower]);
     assert_null(fast_level("sse9", &err));
-    assert_string_equal(err.text, "instruction set 'sse9': expected portable, avx2, avx512 or amx");
+    assert_string_equal(err.text, "instruction set 'sse9': expected portable, avx2, "
+                                  "avx512, avx512bf16 or amx");
 
     dsv4_error why = {{0}};
     assert_int_equal(fast->configure(&(dsv4_path_options){.threads = -1}, &why), -1);

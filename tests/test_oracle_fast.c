@@ -29,6 +29,9 @@ int main(void)
         EVERY_LEVEL(released_by_steps, "tiny-released"),
         EVERY_LEVEL(released_by_steps, "mild-released"),
         EVERY_LEVEL(released_end_to_end, "mild-released"),
+        FAST(released_by_steps, "amx", "tiny-released"), /* products of bf16 numbers, if there are any */
+        FAST(released_by_steps, "amx", "mild-released"),
+        FAST(released_end_to_end, "amx", "mild-released"),
     };
     return cmocka_run_group_tests_name("oracle_fast", tests, NULL, NULL) != 0;
 }

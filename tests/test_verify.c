@@ -250,7 +250,8 @@ static void bad_how_test(void **state)
 {
     (void)state;
     expect(FAST("--isa", "avx3"), 2, NULL,
-           "dsv4 verify: --isa: instruction set 'avx3': expected portable, avx2, avx512 or amx\n");
+           "dsv4 verify: --isa: instruction set 'avx3': expected portable, avx2, avx512, "
+           "avx512bf16 or amx\n");
     expect(FAST("--isa", ""), 2, NULL, "--isa: expected a level of instructions, got ''");
     expect(FAST("--threads", "0"), 2, NULL, "--threads: expected a number from 1 to 1024, got '0'");
     expect(FAST("--threads", "-1"), 2, NULL, "got '-1'");

@@ -7,8 +7,10 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <ucontext.h>
 
+#include "fast/kernels.h"
 #include "fast/x86/tiles.h"
 
 static _Thread_local int64_t answered;
@@ -194,6 +196,13 @@ static void answer(int number, siginfo_t *info, void *context)
     execute(&i);
     u->uc_mcontext.gregs[REG_RIP] += i.size;
     answered++;
+}
+
+bool trap_amx_needed(void)
+{
+    int count;
+    const fast_kernels *const *level = fast_levels(&count);
+    return strcmp(level[count - 1]->name, "amx") != 0;
 }
 
 void trap_amx_install(void)

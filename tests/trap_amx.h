@@ -4,6 +4,7 @@
 #ifndef TESTS_TRAP_AMX_H
 #define TESTS_TRAP_AMX_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 /* Under a sanitizer an answer takes several times as long: there the emulation in C has to do. */
@@ -12,6 +13,9 @@ enum { TRAP_AMX_TOO_SLOW = 1 };
 #else
 enum { TRAP_AMX_TOO_SLOW = 0 };
 #endif
+
+/* Whether this processor, or its system, has no tile instructions. */
+bool trap_amx_needed(void);
 
 /* From now on, in all threads. Other invalid instructions, and wrong use of these, end the process. */
 void trap_amx_install(void);

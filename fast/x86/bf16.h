@@ -9,6 +9,7 @@
 
 enum {
     DEPTH = 32,             /* bf16 numbers of a tile's row */
+    LOWEST_NORMAL = -126,   /* no product or sum of multiples of 2 to this is subnormal */
     UNUSABLE = INT_MIN / 4, /* the lowest bit of numbers some of which are no good */
     NO_BIT = 1 << 16        /* .. or all of which are 0 */
 };

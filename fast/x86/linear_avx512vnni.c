@@ -15,10 +15,10 @@
 #include <string.h>
 
 #include "fast/kernels.h"
+#include "fast/x86/few.h"
 
 enum {
     BLOCK = 128,     /* weights: 64 bytes. Of inputs, what has one scale: linear.quant.1 */
-    GROUP = 4,       /* rows at once */
     OFFSET = 12,     /* of weights, in halves */
     BITS = 18,       /* of the largest input */
     DIGITS = 3,
@@ -217,26 +217,6 @@ static inline __m512 spread(const float *scales)
     return _mm512_permutexvar_ps(place, _mm512_broadcast_f32x4(_mm_loadu_ps(scales)));
 }
 
-/* Halves first. */
-static inline float total(__m512 v)
-{
-    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-
-/* Binary32 to bf16, ties to even; NaN stays. */
-static inline float round_to_bf16(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if ((bits & 0x7fffffff) <= 0x7f800000)
-        bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
-    memcpy(&value, &bits, sizeof bits);
-    return value;
-}
-
 /* What a block of `rows` rows adds to their sums. Rows follow one another: the next group is one stretch,
  * of which every step fetches its share. `rows` and `digits` are constants. */
 static inline __attribute__((always_inline)) void add_block(const unsigned char *data, int64_t bytes,
@@ -259,7 +239,7 @@ static inline __attribute__((always_inline)) void dots(const fast_product *p, in
 {
     const int64_t cols = p->w->cols, bytes = cols / 2, room = cols / 32;
     const unsigned char *data = (const unsigned char *)p->w->data + row * bytes;
-    const unsigned char *next = data + rows * bytes;
+    const unsigned char *next = data + fast_bytes_ahead(rows * bytes);
     const input_block *x = (const input_block *)arranged;
     const int32_t *digits = digits_of(arranged, cols);
     __m512 sum[GROUP];
@@ -274,10 +254,7 @@ static inline __attribute__((always_inline)) void dots(const fast_product *p, in
         else
             add_block(data, bytes, rows, x + i, DIGITS, scales, room, sum);
     }
-    for (int r = 0; r < rows; r++) {
-        float y = total(sum[r]);
-        p->y[t * p->y_stride + row + r - p->first] = p->round ? round_to_bf16(y) : y; /* linear.round.1 */
-    }
+    put_sums(p, t, row, rows, sum);
 }
 
 static bool product(const fast_product *p, int64_t begin, int64_t end, float *scales)

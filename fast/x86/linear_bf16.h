@@ -11,9 +11,6 @@
 #include "fast/kernels.h"
 #include "fast/x86/bf16.h"
 
-/* No product or sum of multiples of 2 to this is subnormal. */
-enum { LOWEST_NORMAL = -126 };
-
 /* Binary32 to bf16, ties to even, in place. A NaN stays one, or becomes infinite. */
 static inline __m512i round_up(__m512i bits)
 {

@@ -1,6 +1,7 @@
 /* Tile registers (AMX), 0 to 7, each of 16 rows of 64 bytes here: the instructions or, with
  * DSV4_EMULATE_AMX, plain C with the semantics that their manual gives, so that kernels can be tested on
- * machines without them. Registers are named by literals.
+ * machines without them. With DSV4_TILES_OF_VECTORS, what AVX-512 BF16 can do for machines that have that only.
+ * Registers are named by literals.
  *
  *     tiles_begin()               at the start of a piece of work, on the thread that does it
  *     TILE_ZERO(c)
@@ -49,17 +50,13 @@ static _Thread_local struct {
     struct { const char *at; int64_t stride; } operand[8];
 } tile_state;
 
-static inline void tiles_begin(void) {}
-
-static inline void tiles_end(void) {}
-
-static inline void tile_zero(int t)
+static inline void vectors_zero(int t)
 {
     for (int i = 0; i < TILE_ROWS; i++)
         tile_state.sum[t][i] = _mm512_setzero_ps();
 }
 
-static inline void tile_load(int t, const void *from, int64_t stride)
+static inline void vectors_load(int t, const void *from, int64_t stride)
 {
     if (t >= SUMS) {
         tile_state.operand[t].at = from;
@@ -70,13 +67,13 @@ static inline void tile_load(int t, const void *from, int64_t stride)
         tile_state.sum[t][i] = _mm512_loadu_ps((const char *)from + i * stride);
 }
 
-static inline void tile_store(int t, void *to, int64_t stride)
+static inline void vectors_store(int t, void *to, int64_t stride)
 {
     for (int i = 0; i < TILE_ROWS; i++)
         _mm512_storeu_ps((char *)to + i * stride, tile_state.sum[t][i]);
 }
 
-static inline void tile_multiply(int c, int a, int b)
+static inline void vectors_multiply(int c, int a, int b)
 {
     const char *left = tile_state.operand[a].at, *right = tile_state.operand[b].at;
     const int64_t stride = tile_state.operand[a].stride, next = tile_state.operand[b].stride;
@@ -98,10 +95,12 @@ static inline void tile_multiply(int c, int a, int b)
         tile_state.sum[c][i] = sum[i];
 }
 
-#define TILE_ZERO(c) tile_zero(c)
-#define TILE_LOAD(t, from, stride) tile_load(t, from, stride)
-#define TILE_STORE(t, to, stride) tile_store(t, to, stride)
-#define TILE_BF16(c, a, b) tile_multiply(c, a, b)
+#define tiles_begin() ((void)0)
+#define tiles_end() ((void)0)
+#define TILE_ZERO(c) vectors_zero(c)
+#define TILE_LOAD(t, from, stride) vectors_load(t, from, stride)
+#define TILE_STORE(t, to, stride) vectors_store(t, to, stride)
+#define TILE_BF16(c, a, b) vectors_multiply(c, a, b)
 
 #elif !defined DSV4_EMULATE_AMX
 

@@ -1,11 +1,13 @@
-/* The fast path's products by tiles (AMX): against ref/linear.c, against the level without tiles, and
- * against themselves in other company. Every test runs twice: with the tile instructions replaced by C, and
- * as it was compiled, with the processor's own instructions or, where it has none, with answers to its
- * complaints (trap_amx.h).
+/* The fast path's products of bf16 numbers: against ref/linear.c, against the level without them, and
+ * against themselves in other company. What is done by tiles (AMX) is tested with the instructions replaced
+ * by C, and as it was compiled, with the processor's own or, where it has none, with answers to its
+ * complaints (trap_amx.h). What is done by vectors (AVX-512 BF16) is tested where the processor has it.
  *
- * The error model: all products are exact, and a sum has at most cols / 32 + 19 additions in a row: 16 of
- * pairs, one between them, and one for each 32 channels; the results before it are no larger than the
- * sum of all magnitudes. So a sum is off by no more than (cols / 32 + 19) 2^-24 sum |w| |x|. */
+ * The error model: all products are exact, and the results of additions in a row are no larger than the sum
+ * of all magnitudes, so that a sum is off by no more than their number times 2^-24 sum |w| |x|. By tiles
+ * there are at most cols / 32 + 19: 16 of pairs, one between them, and one for each 32 columns. By vectors
+ * there is one for each of 256 columns, and one for each 256; of few tokens, one for every 16 columns or
+ * part of 64, and 4 between the lanes. */
 #include "small.h"
 
 #include <math.h>
@@ -36,54 +38,97 @@ static bool counted_product(const fast_product *p, int64_t begin, int64_t end, f
 
 typedef struct {
     small *s;
-    fast_context tiles, plain; /* the same without tiles */
+    fast_context tiles, plain; /* the same without them */
     bool slow;                 /* every instruction is trapped */
+    double additions[3];       /* in a row, at most: alone, for each column of the first 256, for any column */
 } pair;
 
 typedef void test_of_pair(pair *t);
 
-/* Whether this processor has no tiles, but could run what stands around them. Then they are trapped. */
-static bool trapped(const fast_kernels *const *levels, int count)
+/* The level avx512, which has neither tiles nor few_fp8; NULL where the machine has not got it. */
+static const fast_kernels *level_without(void)
 {
-    if (count > 3)
-        return false;
+    int count;
+    const fast_kernels *const *levels = fast_levels(&count);
+    if (count < 3)
+        return NULL;
+    assert_string_equal(levels[2]->name, "avx512");
     assert_null(levels[2]->tiles);
+    assert_null(levels[2]->few_fp8);
+    return levels[2];
+}
+
+static const fast_kernels *level_named(const char *name)
+{
+    int count;
+    const fast_kernels *const *levels = fast_levels(&count);
+    for (int i = 0; i < count; i++)
+        if (strcmp(levels[i]->name, name) == 0)
+            return levels[i];
+    return NULL;
+}
+
+/* Where this processor has no tiles, but could run what stands around them, they are trapped. */
+static bool trapped(void)
+{
+    if (!trap_amx_needed())
+        return false;
     trap_amx_install();
     return true;
 }
 
-/* Runs a test with the emulated instructions, and with those that were compiled. */
+/* Runs a test with those kernels, `few` for few tokens, in place of those of avx512. */
+static void run_with(small *s, const fast_tile_kernels *kernels, bool few, pair t, int threads,
+                     test_of_pair *test)
+{
+    fast_kernels with = *level_without();
+    spied = kernels;
+    fast_tile_kernels spy = *spied;
+    spy.product = counted_product;
+    *(few ? &with.few_fp8 : &with.tiles) = &spy;
+    s->error = (dsv4_error){{0}};
+    s->c.numerics = DSV4_RELEASED;
+    t.s = s;
+    t.tiles = (fast_context){.config = &s->config, .released = true, .kernels = &with,
+                             .pool = fast_pool_new(threads, &s->error), .memory = fast_memory_new(),
+                             .error = &s->error};
+    assert_non_null(t.tiles.pool);
+    t.plain = t.tiles;
+    t.plain.kernels = level_without();
+    taken = refused = 0;
+    test(&t);
+    fast_memory_free(t.tiles.memory);
+    fast_pool_free(t.tiles.pool);
+}
+
+/* All that take many tokens. */
 static void each(void **state, int threads, test_of_pair *test)
 {
     small *s = *state;
-    int count;
-    const fast_kernels *const *levels = fast_levels(&count);
-    if (count < 3)
+    if (level_without() == NULL)
         skip();
-    assert_string_equal(levels[2]->name, "avx512");
-    for (int i = 0; i < 2 - TRAP_AMX_TOO_SLOW; i++) {
-        fast_kernels kernels = *levels[2];
-        spied = i == 0 ? &emulated_amx : &fast_linear_amx;
-        fast_tile_kernels spy = *spied;
-        spy.product = counted_product;
-        kernels.tiles = &spy;
-        s->error = (dsv4_error){{0}};
-        s->c.numerics = DSV4_RELEASED;
-        pair t = {.s = s, .slow = i == 1 && trapped(levels, count),
-                  .tiles = {.config = &s->config, .released = true, .kernels = &kernels,
-                            .pool = fast_pool_new(threads, &s->error),
-                            .memory = fast_memory_new(), .error = &s->error}};
-        assert_non_null(t.tiles.pool);
-        t.plain = t.tiles;
-        t.plain.kernels = levels[2];
-        taken = refused = 0;
-        int64_t before = trap_amx_count();
-        test(&t);
-        if (threads == 1)
-            assert_int_equal(trap_amx_count() > before, t.slow);
-        fast_memory_free(t.tiles.memory);
-        fast_pool_free(t.tiles.pool);
+    const pair tiles = {.additions = {19, 0, 1.0 / 32}};
+    run_with(s, &emulated_amx, false, tiles, threads, test);
+    if (level_named("avx512bf16") != NULL) {
+        const pair vectors = {.additions = {1, 1, 1.0 / 256}};
+        run_with(s, level_named("avx512bf16")->tiles, false, vectors, threads, test);
     }
+    if (TRAP_AMX_TOO_SLOW)
+        return;
+    pair compiled = tiles;
+    compiled.slow = trapped();
+    int64_t before = trap_amx_count();
+    run_with(s, &fast_linear_amx, false, compiled, threads, test);
+    if (threads == 1)
+        assert_int_equal(trap_amx_count() > before, compiled.slow);
+}
+
+static void each_few(void **state, int threads, test_of_pair *test)
+{
+    if (level_named("avx512bf16") == NULL)
+        skip();
+    const pair few = {.additions = {4, 0, 1.0 / 16}};
+    run_with(*state, level_named("avx512bf16")->few_fp8, true, few, threads, test);
 }
 
 static float *floats(small *s, int64_t count)
@@ -134,7 +179,9 @@ static void expect(const pair *t, fast_linear_kind kind, const dsv4_matrix *w, c
             sum += row[k] * in[k];
             size += fabs(row[k] * in[k]);
         }
-        double bound = ((double)w->cols / 32 + 19) * 0x1p-24 * size;
+        const double cols = (double)w->cols, first = cols < 256 ? cols : 256;
+        const double additions = t->additions[0] + t->additions[1] * first + t->additions[2] * cols;
+        double bound = additions * 0x1p-24 * size;
         double low = sum - bound, high = sum + bound;
         if (kind != FAST_MAP) {
             low = small_to_bf16(low);
@@ -550,11 +597,9 @@ static void compare_with_emulation(small *s, dsv4_dtype dtype, int64_t rows, int
 static void as_emulated(void **state)
 {
     small *s = *state;
-    int count;
-    const fast_kernels *const *levels = fast_levels(&count);
-    if (count < 3)
+    if (level_without() == NULL)
         skip();
-    bool same = trapped(levels, count);
+    bool same = trapped();
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < DTYPES; j++) {
             compare_with_emulation(s, dtypes[j], 70, 128, 16, i == 0, same);
@@ -565,14 +610,169 @@ static void as_emulated(void **state)
 static void self_check(void **state)
 {
     (void)state;
-    int count;
-    const fast_kernels *const *levels = fast_levels(&count);
-    if (count < 3)
+    if (level_without() == NULL)
         skip();
     assert_true(emulated_amx.works());
-    trapped(levels, count);
+    trapped();
     assert_true(fast_linear_amx.works());
-    assert_null(levels[2]->tiles);
+}
+
+/* ---- few tokens: FP8 ---- */
+
+/* covers: linear.product.1 linear.quant.1 linear.grouped.2 quant.fp8.1 */
+static void few_sizes(pair *t)
+{
+    static const struct { int64_t rows, cols; } size[] = {
+        {1, 128}, {3, 256}, {4, 128}, {5, 384}, {127, 128}, {129, 256}, {130, 1152}, {258, 640}};
+    small *s = t->s;
+    for (int64_t T = 1; T <= 5; T++)
+        for (int kind = FAST_LINEAR; kind <= FAST_GROUPED; kind++)
+            for (int at = 0; at < 8; at++) {
+                int64_t rows = size[at].rows, cols = size[at].cols;
+                dsv4_matrix w = small_random_matrix(s, DSV4_F8_E4M3, rows, cols, 1);
+                float *x = inputs(s, T, cols), *y = floats(s, T * rows);
+                taken = 0;
+                run(&t->tiles, job_of((fast_linear_kind)kind, &w, x, T, y));
+                expect(t, (fast_linear_kind)kind, &w, x, T, y);
+                assert_int_equal(taken > 0, T <= 4);
+            }
+    assert_int_equal(refused, 0);
+    /* Columns that are no whole blocks, and other weights, go the other way. */
+    for (int j = 0; j < DTYPES; j++) {
+        const bool fp8 = dtypes[j] == DSV4_F8_E4M3;
+        dsv4_matrix w = small_random_matrix(s, dtypes[j], 9, fp8 ? 192 : 128, 1);
+        float *x = inputs(s, 2, w.cols), *y = floats(s, 2 * w.rows);
+        taken = 0;
+        run(&t->tiles, job_of(fp8 ? FAST_GROUPED : FAST_LINEAR, &w, x, 2, y));
+        expect(t, fp8 ? FAST_GROUPED : FAST_LINEAR, &w, x, 2, y);
+        assert_int_equal(taken, 0);
+    }
+    assert_string_equal(s->error.text, "");
+}
+
+static void few_of_every_size(void **state)
+{
+    each_few(state, 1, few_sizes);
+}
+
+/* Every code at every place of a block, times 2^exponent, one column at a time: exact. */
+static void few_codes(pair *t)
+{
+    enum { rows = 256, cols = 128, T = 4 };
+    small *s = t->s;
+    static const int limit[] = {0, 1, 9, 10, 11, 60, 126, 127, 128, 200, 217, 218, 219, 246, 254};
+    for (int i = 0; i < (int)(sizeof limit / sizeof *limit); i++) {
+        uint8_t *codes = small_alloc(s, rows * cols, 1), scales[2];
+        memset(scales, limit[i], sizeof scales);
+        for (int j = 0; j < rows * cols; j++) {
+            codes[j] = (uint8_t)(j / cols + j % cols * 3);
+            double most = fabs(ref_decode_e4m3(codes[j])) * ref_decode_e8m0(scales[0]);
+            codes[j] = most < 0x1p128 ? codes[j] : 1;
+        }
+        dsv4_matrix w = small_fp8(s, codes, scales, rows, cols);
+        double *want = small_values(s, &w);
+        float *x = floats(s, T * cols), *y = floats(s, T * rows);
+        for (int exponent = -10; exponent <= (limit[i] < 127 ? 30 : 0); exponent += 40)
+            for (int k = 0; k < cols; k += T) {
+                memset(x, 0, T * cols * sizeof *x);
+                for (int token = 0; token < T; token++)
+                    x[token * cols + k + token] = (float)ldexp(token % 2 == 0 ? 1 : -1, exponent);
+                taken = refused = 0;
+                run(&t->tiles, job_of(FAST_MAP, &w, x, T, y));
+                const int bit = exponent - 7 + limit[i] - 127 - 9, top = exponent + 1 + limit[i] - 127;
+                const bool normal = limit[i] >= 10 && limit[i] <= 246;
+                assert_int_equal(refused > 0, !normal || bit < -126 || top > 100);
+                assert_int_equal(taken > 0, refused == 0);
+                for (int j = 0; j < T * rows; j++) {
+                    double exact = want[j % rows * cols + k + j / rows] * x[j / rows * cols + k + j / rows];
+                    if (y[j] != (float)exact)
+                        fail_msg("scale %d, exponent %d: row %d, column %d is %a, expected %a", limit[i],
+                                 exponent, j % rows, k + j / rows, y[j], exact);
+                }
+            }
+    }
+    assert_string_equal(s->error.text, "");
+}
+
+static void few_of_every_code(void **state)
+{
+    each_few(state, 1, few_codes);
+}
+
+/* quant.nan.1: a weight that is NaN is found, whatever it meets. Inputs that are no normal bf16 numbers, EXACT
+ * and --deterministic go the other way, and have its bits. */
+static void few_refusals(pair *t)
+{
+    enum { rows = 36, cols = 256, T = 3 };
+    small *s = t->s;
+    dsv4_matrix w = small_random_matrix(s, DSV4_F8_E4M3, rows, cols, 1);
+    unsigned char *codes = (unsigned char *)(uintptr_t)w.data;
+    float *x = floats(s, T * cols), *y = floats(s, T * rows);
+    for (int i = 0; i < 256; i++) {
+        const int at = i * 977 % (rows * cols);
+        const unsigned char before = codes[at];
+        codes[at] = i % 2 == 0 ? 0x7f : 0xff;
+        s->error = (dsv4_error){{0}};
+        taken = 0;
+        run(&t->tiles, job_of(FAST_GROUPED, &w, x, 1 + i % T, y));
+        assert_non_null(strstr(s->error.text, "NaN"));
+        assert_true(taken > 0);
+        codes[at] = before;
+    }
+    s->error = (dsv4_error){{0}};
+    run(&t->tiles, job_of(FAST_GROUPED, &w, x, T, y));
+    for (int i = 0; i < T * rows; i++)
+        assert_true(y[i] == 0);
+    static const float bad[] = {0x1p-127f, 1 + 0x1p-8f, 0x1p-120f, 0x1p126f};
+    x = inputs(s, T, cols);
+    for (int i = 0; i < 4; i++) {
+        x[T * cols - 1] = bad[i];
+        expect_plain(t, FAST_MAP, &w, x, T);
+        assert_int_equal(refused, 1);
+    }
+    x[T * cols - 1] = 1;
+    for (int i = 0; i < 2; i++) {
+        t->tiles.deterministic = i == 0;
+        t->tiles.released = t->plain.released = i == 0;
+        expect_plain(t, FAST_MAP, &w, x, T);
+        assert_int_equal(refused, 0);
+    }
+}
+
+static void few_that_are_refused(void **state)
+{
+    each_few(state, 1, few_refusals);
+}
+
+/* A row and a token have the same bits in any company, on any number of threads. */
+static void few_in_company(pair *t)
+{
+    enum { rows = 300, cols = 512, T = 4, STRIDE = rows + 3 };
+    small *s = t->s;
+    dsv4_matrix w = small_random_matrix(s, DSV4_F8_E4M3, rows, cols, 1);
+    float *x = inputs(s, T, cols), *y = floats(s, T * rows), *part = floats(s, T * STRIDE);
+    run(&t->tiles, job_of(FAST_LINEAR, &w, x, T, y));
+    for (int i = 0; i < 100; i++) {
+        const int64_t n = 1 + i % 4, token = i / 4 % (T - n + 1), row = i * 7 % 150, end = rows - i * 11 % 149;
+        fast_linear_job job = {.kind = FAST_LINEAR, .w = &w, .first = row, .rows = end - row,
+                               .x = x + token * cols, .T = n, .x_stride = cols, .y = part, .y_stride = STRIDE};
+        memset(part, 0x55, T * STRIDE * sizeof *part);
+        run(&t->tiles, job);
+        for (int64_t j = 0; j < T * STRIDE; j++) {
+            float want;
+            memset(&want, 0x55, sizeof want);
+            if (j / STRIDE < n && j % STRIDE < end - row)
+                want = y[(token + j / STRIDE) * rows + row + j % STRIDE];
+            assert_memory_equal(&part[j], &want, sizeof want);
+        }
+    }
+    assert_int_equal(refused, 0);
+}
+
+static void few_in_any_company(void **state)
+{
+    each_few(state, 1, few_in_company);
+    each_few(state, 3, few_in_company);
 }
 
 #else
@@ -598,9 +798,13 @@ int main(void)
         small_test(any_company),
         small_test(as_emulated),
         cmocka_unit_test(self_check),
+        small_test(few_of_every_size),
+        small_test(few_of_every_code),
+        small_test(few_that_are_refused),
+        small_test(few_in_any_company),
 #else
         cmocka_unit_test(no_tiles),
 #endif
     };
-    return cmocka_run_group_tests_name("fast_amx", tests, NULL, NULL) != 0;
+    return cmocka_run_group_tests_name("fast_bf16", tests, NULL, NULL) != 0;
 }
