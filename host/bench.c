@@ -14,6 +14,7 @@
 
 #include "bench_operators.h"
 #include "growth.h"
+#include "json.h"
 #include "limits.h"
 #include "path_options.h"
 #include "preload.h"
@@ -660,7 +661,7 @@ static void keep_operator(const bench *b, const dsv4_operator_time *t)
     json_object_set_new(one, "seconds", timed ? json_real(t->seconds) : json_null());
     json_object_set_new(one, "ref_seconds", ratio ? json_real(t->ref_seconds) : json_null());
     json_object_set_new(one, "ratio", ratio ? json_real(t->ref_seconds / t->seconds) : json_null());
-    json_object_set_new(one, "not_timed", timed ? json_null() : json_string(t->untimed));
+    json_object_set_new(one, "not_timed", timed ? json_null() : dsv4_json_text(t->untimed));
     json_object_set_new(one, "scan", timed && t->keys > 0 ? scan_json(b, t) : json_null());
     json_array_append_new(b->operators, one);
 }
@@ -813,8 +814,8 @@ static double direct_rate(const load *l)
 static json_t *cold_json(const load *l)
 {
     if (l->refused.text[0] != '\0')
-        return json_pack("{s:n, s:n, s:s}", "direct_rates", "direct_fraction", "direct_refused",
-                         l->refused.text);
+        return json_pack("{s:n, s:n, s:o}", "direct_rates", "direct_fraction", "direct_refused",
+                         dsv4_json_text(l->refused.text));
     return json_pack("{s:[f,f], s:f, s:n}", "direct_rates", l->direct[0], l->direct[1],
                      "direct_fraction", load_rate(l) / direct_rate(l),
                      "direct_refused");

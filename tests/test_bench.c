@@ -8,11 +8,14 @@
 #include <cmocka.h>
 
 #include <argp.h>
+#include <errno.h>
 #include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "command.h"
 #include "fast/fast.h"
@@ -29,6 +32,17 @@
 #define test_in_scratch(f) cmocka_unit_test_setup_teardown(f, scratch_enter, scratch_leave)
 
 static const dsv4_path *const fast = &dsv4_path_fast, *const ref = &dsv4_path_ref;
+
+/* In place of the library's: as on a file system that does not let anybody past the page cache. */
+static bool refuse_direct_reading;
+
+ssize_t pread(int fd, void *to, size_t size, off_t at)
+{
+    if (!refuse_direct_reading)
+        return syscall(SYS_pread64, fd, to, size, at);
+    errno = EINVAL;
+    return -1;
+}
 
 /* ---- the command ---- */
 
@@ -519,6 +533,35 @@ static void test_all_operators(void **state)
     whole_close(&w);
 }
 
+/* Texts with a name in them are there, whatever bytes the name has. */
+static void test_names_of_any_bytes(void **state)
+{
+    (void)state;
+    whole w;
+    whole_open(&w, DSV4_EXACT, MAKE_EXACT, NULL);
+    golden_write("gold\xe9");
+    FILE *damaged = fopen("gold\xe9/rmsnorm_exact.h5", "w");
+    assert_non_null(damaged);
+    fclose(damaged);
+    json_t *json = report(bench(w.dir, "-p", "0", "-n", "0", "--limits", "0.02", "--numerics", "exact",
+                                "--json", "--operators", "--vectors", "gold\xe9"));
+    const char *why = text_of(operator_of(json, "rmsnorm"), "not_timed");
+    assert_ptr_equal(strstr(why, "gold\xef\xbf\xbd/rmsnorm_exact.h5: "), why);
+    json_decref(json);
+    assert_int_equal(rename(w.dir, "mod\xe9l"), 0);
+    refuse_direct_reading = true;
+    command_result r = bench("mod\xe9l", "-p", "0", "-n", "0", "--numerics", "exact", "--limits",
+                             "0.02", "--cold", "--json");
+    refuse_direct_reading = false;
+    assert_int_equal(rename("mod\xe9l", w.dir), 0);
+    json = report(r);
+    const json_t *cold = json_object_get(json_object_get(json, "load"), "cold");
+    why = text_of(cold, "direct_refused");
+    assert_ptr_equal(strstr(why, "mod\xef\xbf\xbdl/model.safetensors: direct reading"), why);
+    json_decref(json);
+    whole_close(&w);
+}
+
 /* ---- work ---- */
 
 static void test_work(void **state)
@@ -721,6 +764,7 @@ int main(void)
         test_in_scratch(test_tables),
         test_in_scratch(test_refusals),
         test_in_scratch(test_operators),
+        test_in_scratch(test_names_of_any_bytes),
         test_in_scratch(test_failing_operator),
         test_in_scratch(test_time_inside),
         cmocka_unit_test(test_work),
