@@ -10,9 +10,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "bench_operators.h"
+#include "clock.h"
 #include "growth.h"
 #include "json.h"
 #include "limits.h"
@@ -70,19 +70,6 @@ typedef struct {
     int count;
 } bench;
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* ---- runs ---- */
 
 static void draw_ids(bench *b, int64_t *ids, int64_t count)
@@ -104,10 +91,10 @@ static int advance(bench *b, dsv4_run *run, int64_t count, int64_t per_call, dou
     draw_ids(b, ids, count);
     for (int64_t at = 0, n, call = 0; at < count && result == 0; at += n, call++) {
         n = count - at < per_call ? count - at : per_call;
-        double began = now();
+        double began = dsv4_now();
         result = b->arguments->path->forward(run, ids + at, n, logits, err);
         if (seconds != NULL)
-            seconds[call] = now() - began;
+            seconds[call] = dsv4_now() - began;
     }
     free(ids);
     return result;
@@ -193,8 +180,7 @@ static int profile_calls(bench *b, dsv4_run *run, int64_t count, double *logits,
 
 static void summarise(measurement *m, double *sample, int count)
 {
-    qsort(sample, (size_t)count, sizeof *sample, ascending);
-    m->seconds = sample[count / 2];
+    m->seconds = dsv4_median(sample, count);
     m->best = sample[0];
     m->calls = count;
 }
@@ -203,17 +189,17 @@ static void summarise(measurement *m, double *sample, int count)
 static int measure_prefill(bench *b, measurement *m, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
-    double sample[MOST_REPETITIONS], began = now(), longest = 0;
+    double sample[MOST_REPETITIONS], began = dsv4_now(), longest = 0;
     int count = 0, result = 0;
     while (result == 0 && count < a->repetitions &&
-           (count == 0 || now() - began + longest <= a->patience)) {
-        double start = now();
+           (count == 0 || dsv4_now() - began + longest <= a->patience)) {
+        double start = dsv4_now();
         dsv4_run *run = open_at(b, m->depth, m->tokens, m->synthetic, err);
         if (run == NULL)
             return -1;
         result = advance(b, run, m->tokens, m->per_call, NULL, &sample[count++], err);
         a->path->close(run);
-        longest = now() - start > longest ? now() - start : longest;
+        longest = dsv4_now() - start > longest ? dsv4_now() - start : longest;
     }
     if (result != 0)
         return -1;
@@ -787,7 +773,7 @@ typedef struct {
 static double touch_files(const dsv4_checkpoint *checkpoint)
 {
     enum { PAGE = 4096 };
-    double began = now();
+    double began = dsv4_now();
     unsigned sum = 0;
     for (int64_t i = 0; i < dsv4_checkpoint_files(checkpoint); i++) {
         const char *path;
@@ -797,7 +783,7 @@ static double touch_files(const dsv4_checkpoint *checkpoint)
     }
     volatile unsigned sink = sum;
     (void)sink;
-    return now() - began;
+    return dsv4_now() - began;
 }
 
 static double load_rate(const load *l)
@@ -848,10 +834,10 @@ static int load_files(bench *b, load *l, dsv4_error *err)
     for (int i = 0; i < 2 && cold && l->refused.text[0] == '\0'; i++)
         dsv4_direct_rate(checkpoint, i == 0 ? 0.25 : 0.75, &l->direct[i], &l->refused);
     l->before = dsv4_residency_of(checkpoint);
-    double began = now();
+    double began = dsv4_now();
     if (dsv4_preload_end(dsv4_preload_begin(checkpoint), false, err) != 0)
         return -1;
-    l->seconds = now() - began;
+    l->seconds = dsv4_now() - began;
     l->after = dsv4_residency_of(checkpoint);
     return 0;
 }
@@ -954,9 +940,9 @@ static int warm_up(bench *b, dsv4_error *err)
         free(logits);
         return -1;
     }
-    double began = now();
+    double began = dsv4_now();
     int result = advance(b, run, tokens, CHUNK, NULL, NULL, err);
-    b->rate = (double)tokens / (now() - began);
+    b->rate = (double)tokens / (dsv4_now() - began);
     if (result == 0)
         result = advance(b, run, 1, 1, logits, NULL, err);
     a->path->close(run);

@@ -23,6 +23,7 @@
 #include "golden.h"
 #include "host/bench.h"
 #include "host/bench_operators.h"
+#include "host/clock.h"
 #include "host/growth.h"
 #include "host/limits.h"
 #include "host/preload.h"
@@ -708,6 +709,18 @@ static void test_filled_entries(void **state)
 
 /* ---- limits ---- */
 
+static void test_median(void **state)
+{
+    (void)state;
+    double odd[] = {3, 1, 7, 5, 2}, even[] = {4, 1, 9, 2}, one[] = {6};
+    assert_true(dsv4_median(odd, 5) == 3);
+    assert_true(odd[0] == 1 && odd[4] == 7);
+    assert_true(dsv4_median(even, 4) == 4);
+    assert_true(dsv4_median(one, 1) == 6);
+    double began = dsv4_now();
+    assert_true(dsv4_now() >= began);
+}
+
 static void test_limits(void **state)
 {
     (void)state;
@@ -771,6 +784,7 @@ int main(void)
         cmocka_unit_test(test_profile_changes_nothing),
         cmocka_unit_test(test_filled_states),
         cmocka_unit_test(test_filled_entries),
+        cmocka_unit_test(test_median),
         cmocka_unit_test(test_limits),
         cmocka_unit_test(test_reading_kernels),
     };
