@@ -5,7 +5,6 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <limits.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,6 +12,7 @@
 
 #include "bench_operators.h"
 #include "clock.h"
+#include "fast/pool.h"
 #include "growth.h"
 #include "json.h"
 #include "limits.h"
@@ -704,12 +704,6 @@ static int bench_operators(bench *b, dsv4_error *err)
 
 /* ---- all of it ---- */
 
-static int count_processors(void)
-{
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 static const char *numerics_name(const bench *b)
 {
     return b->arguments->numerics == DSV4_EXACT ? "exact" : "released";
@@ -743,7 +737,7 @@ static int prepare(bench *b, dsv4_error *err)
     b->storage = dsv4_storage_of(a->path, config, a->numerics);
     b->threads = a->path->configure == NULL   ? 1
                  : a->how.options.threads > 0 ? a->how.options.threads
-                                              : count_processors();
+                                              : fast_pool_processors();
     b->limit_of = b->threads > 1;
     const char *level = a->path->level != NULL ? a->path->level() : "binary64, 1 thread";
     b->json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:{s:i, s:i, s:i}}", "path", a->path->name,
@@ -962,7 +956,7 @@ static int run_all(bench *b, dsv4_error *err)
     const bench_arguments *a = b->arguments;
     if (prepare(b, err) != 0 || load_weights(b, err) != 0)
         return -1;
-    int most = b->threads > 1 ? b->threads : count_processors();
+    int most = b->threads > 1 ? b->threads : fast_pool_processors();
     if (dsv4_limits_measure(&b->limits, most, a->limit_seconds, err) != 0)
         return -1;
     keep_limits(b);
