@@ -16,6 +16,7 @@
 #include "growth.h"
 #include "json.h"
 #include "limits.h"
+#include "memory.h"
 #include "path_options.h"
 #include "preload.h"
 #include "verify.h"

@@ -9,7 +9,7 @@
 
 #include "clock.h"
 #include "judge.h"
-#include "limits.h"
+#include "memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 

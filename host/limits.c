@@ -12,6 +12,7 @@
 #include "clock.h"
 #include "fast/limits.h"
 #include "fast/pool.h"
+#include "memory.h"
 
 enum { SAMPLES = 5 };
 static const size_t MIB = 1u << 20, CHUNK = 13u << 20; /* about an expert of the released geometry */
@@ -37,19 +38,6 @@ static void read_chunk(void *context, int64_t item, int worker)
 {
     const buffer *b = context;
     b->sum[8 * worker] += b->read(b->data + (size_t)item * CHUNK, CHUNK);
-}
-
-double dsv4_memory_available(void)
-{
-    long long kilobytes = 0;
-    char line[128];
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %lld kB", &kilobytes) == 1)
-            break;
-    if (file != NULL)
-        fclose(file);
-    return 1024.0 * (double)kilobytes;
 }
 
 /* At least four times the last cache, unless that is more than a quarter of what is free. */

@@ -28,9 +28,6 @@ typedef struct {
  * buffer is smaller than it should be, and a cache may hold it. -1 where threads or memory are refused. */
 int dsv4_limits_measure(dsv4_limits *limits, int threads, double seconds, dsv4_error *err);
 
-/* Bytes that could be had without swapping; 0 where the system does not say. */
-double dsv4_memory_available(void);
-
 /* Reading, of the same memory, and `matrix`, once more, with limits->threads[n]. */
 int dsv4_limits_again(const dsv4_limits *limits, int n, double seconds, dsv4_rate *reading,
                       dsv4_rate *matrix, dsv4_error *err);

@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #include "clock.h"
-#include "limits.h"
+#include "memory.h"
 
 static const size_t BLOCK = 16u << 20;
 
