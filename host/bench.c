@@ -148,7 +148,8 @@ static int quicker(const void *a, const void *b)
     return (x->seconds > y->seconds) - (x->seconds < y->seconds);
 }
 
-/* The mean of those between the quartiles: whole calls, so that parts add up, without the odd ones. */
+/* The mean of those between the quartiles: whole calls, so that parts add up, without the odd
+ * ones. */
 static void average(measurement *m, profiled_call *call, int calls)
 {
     int first = calls / 4, end = calls - first;
@@ -756,8 +757,8 @@ static int prepare(bench *b, dsv4_error *err)
 
 /* ---- loading ---- */
 
-/* The disk's own rate at two places of the file; 0 where the file system does not let us past the page
- * cache. */
+/* The disk's own rate at two places of the file; 0 where the file system does not let us past the
+ * page cache. */
 typedef struct {
     double seconds, direct[2];
     dsv4_residency before, after;
@@ -849,8 +850,8 @@ static int report_no_room(const bench *b, dsv4_error *err)
     return 0;
 }
 
-/* All weights come into memory, if there is room for them: a run that goes on for long would find them
- * there. */
+/* All weights come into memory, if there is room for them: a run that goes on for long would find
+ * them there. */
 static int load_weights(bench *b, dsv4_error *err)
 {
     load l = {.seconds = 0};
@@ -922,7 +923,8 @@ static int rotate_experts(bench *b, dsv4_error *err)
     return 0;
 }
 
-/* Once over what will be read, so that it is in memory. The reference is too slow for it to matter. */
+/* Once over what will be read, so that it is in memory. The reference is too slow for it to
+ * matter. */
 static int warm_up(bench *b, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;

@@ -13,11 +13,11 @@
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* Rows of activations; keys and values that a sum of no particular length has; sides of a matrix of the
- * optimiser, which no forward pass knows. */
+/* Rows of activations; keys and values that a sum of no particular length has; sides of a matrix of
+ * the optimiser, which no forward pass knows. */
 enum { ROWS = 4, ENTRIES = 4096, ELEMENTS = 1 << 14, OPTIMISED = 256, MOST_RUNS = 25 };
 static const double LONG_ENOUGH = 0.2; /* seconds of measuring */
-static const double TOO_LONG = 2;      /* seconds of one answer of a path that is not the reference */
+static const double TOO_LONG = 2;      /* seconds of one answer of a path, the reference aside */
 
 /* ---- sizes ---- */
 

@@ -15,7 +15,7 @@
 #include "memory.h"
 
 enum { SAMPLES = 5 };
-static const size_t MIB = 1u << 20, CHUNK = 13u << 20; /* about an expert of the released geometry */
+static const size_t MIB = 1u << 20, CHUNK = 13u << 20; /* about an expert of Flash */
 
 static dsv4_rate rate_of(double sample[SAMPLES])
 {
@@ -136,7 +136,8 @@ static dsv4_rate measure_peak(const fast_peak *peak, fast_pool *pool, double sec
 
 /* ---- all of it ---- */
 
-/* What a product could reach: what keeps its operands in registers, or is of integers, does not count. */
+/* What a product could reach: what keeps its operands in registers, or is of integers, does not
+ * count. */
 static bool serves_products(const dsv4_limit *limit)
 {
     return strstr(limit->key, "registers") == NULL && strstr(limit->key, "int8") == NULL;

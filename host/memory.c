@@ -10,7 +10,7 @@
 
 /* The two ways to limit groups, and where each of them has its numbers. */
 typedef struct {
-    const char *type, *controller; /* of the mount; the controller is NULL where one mount has all */
+    const char *type, *controller; /* of the mount; controller NULL: one mount has all */
     const char *limit, *used, *idle[2]; /* idle: those of memory.stat that are of files */
 } hierarchy;
 
@@ -28,7 +28,8 @@ static char *joined(const char *a, const char *b, const char *c)
     return strcat(strcat(strcpy(path, a), b), c);
 }
 
-/* Shows the file's lines until one is what is sought; false where none is, or there is no such file. */
+/* Shows the file's lines until one is what is sought; false where none is, or there is no such
+ * file. */
 static bool search_lines(const char *path, bool (*is_it)(void *sought, char *line), void *sought)
 {
     FILE *file = fopen(path, "r");

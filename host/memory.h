@@ -1,5 +1,5 @@
-/* The memory that there is: the machine's, or less, where a control group that this process is in (that
- * of a container, or of a service) has a limit. */
+/* The memory that there is: the machine's, or less, where a control group that this process is in
+ * (that of a container, or of a service) has a limit. */
 #ifndef DSV4_MEMORY_H
 #define DSV4_MEMORY_H
 
@@ -9,8 +9,8 @@ typedef struct {
     double available; /* that it could have now, without swapping: what is read from files can go */
 } dsv4_memory;
 
-/* As the system's files tell it: /proc and what is mounted, all of it under `root`, which is "" for this
- * system. */
+/* As the system's files tell it: /proc and what is mounted, all of it under `root`, which is "" for
+ * this system. */
 dsv4_memory dsv4_memory_under(const char *root);
 
 /* Of this system. */

@@ -97,8 +97,8 @@ struct dsv4_preloading {
     atomic_llong where; /* of this file */
 };
 
-/* The kernel reads and maps in one call. An older one has no such call: there, a byte of every page is
- * touched. */
+/* The kernel reads and maps in one call. An older one has no such call: there, a byte of every page
+ * is touched. */
 static int bring(const char *data, size_t bytes)
 {
 #ifdef MADV_POPULATE_READ
