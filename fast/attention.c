@@ -265,9 +265,9 @@ static void choose(batch *b)
 
 /* ---- entries as rows for tiles ---- */
 
-/* What several rows of a call attend to is made into rows once. One row's results are the same where it
- * is not. */
-enum { FEW_ROWS = 4, ENTRIES_PER_ITEM = 16, MOST_ROWS = 1 << 16 };
+/* What several rows of a call attend to is made into rows once, MOST_ROWS of them for all sequences
+ * together: of Flash, 143 MB. One row's results are the same where it is not. */
+enum { FEW_ROWS = 4, ENTRIES_PER_ITEM = 16, MOST_ROWS = 1 << 17 };
 
 static void convert_keys(void *context, int64_t row, int worker)
 {
@@ -329,6 +329,7 @@ static void make_rows(sublayer *s)
 static void make_entry_rows(batch *b)
 {
     const sublayer *s = b->s;
+    int64_t room = MOST_ROWS;
     if (s->tiles == NULL)
         return;
     b->entry_rows = FAST_TAKE(s->c, uint16_t *, s->call->segments);
@@ -342,8 +343,10 @@ static void make_entry_rows(batch *b)
             visible = seen > visible ? seen : visible;
             taken += b->count[end];
         }
-        if (visible > 0 && visible <= MOST_ROWS && taken >= 2 * visible)
+        if (visible > 0 && visible <= room && taken >= 2 * visible) {
             b->entry_rows[i] = convert(s, i, &s->state[i]->compressor.entries, visible);
+            room -= visible;
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* How often a thread looks for work before it sleeps: some tens of microseconds, longer than the
  * operators of a decoding step leave between two loops. */
@@ -115,17 +116,31 @@ static void close_gate(fast_pool *pool)
     }
 }
 
-static int processors(void)
+/* How many of a set with room for so many processors are ours; 0 where the machine has more, or does
+ * not say. */
+static int processors_of(int room)
 {
-    cpu_set_t set; /* of 1024: a machine that has more says so by an error */
-    int count = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : MAX_THREADS;
-    return count < MAX_THREADS ? count : MAX_THREADS;
+    size_t size = CPU_ALLOC_SIZE(room);
+    cpu_set_t *set = CPU_ALLOC(room);
+    int count = set != NULL && sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
+    CPU_FREE(set);
+    return count;
+}
+
+int fast_pool_processors(void)
+{
+    int count = 0;
+    for (int room = 1 << 10; count == 0 && room <= 1 << 20; room *= 2)
+        count = processors_of(room);
+    if (count == 0)
+        count = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    return count < 1 ? 1 : count < MAX_THREADS ? count : MAX_THREADS;
 }
 
 fast_pool *fast_pool_new(int threads, dsv4_error *err)
 {
     if (threads == 0)
-        threads = processors();
+        threads = fast_pool_processors();
     if (threads < 1 || threads > MAX_THREADS) {
         dsv4_fail(err, "%d threads: expected 1 to %d", threads, MAX_THREADS);
         return NULL;

@@ -8,8 +8,11 @@
 
 typedef struct fast_pool fast_pool;
 
-/* `threads` at work, the caller being one of them; 0: as many as processors that this process
- * may use. NULL with a line in `err`. */
+/* The processors that this process may use, as far as a pool has threads for them. */
+int fast_pool_processors(void);
+
+/* `threads` at work, the caller being one of them; 0: one for each of those processors. NULL with a
+ * line in `err`. */
 fast_pool *fast_pool_new(int threads, dsv4_error *err);
 void fast_pool_free(fast_pool *pool); /* NULL is fine */
 int fast_pool_threads(const fast_pool *pool);

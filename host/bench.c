@@ -5,16 +5,18 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <limits.h>
-#include <sched.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "bench_operators.h"
+#include "clock.h"
+#include "fast/pool.h"
 #include "growth.h"
+#include "json.h"
 #include "limits.h"
+#include "memory.h"
 #include "path_options.h"
 #include "preload.h"
 #include "verify.h"
@@ -69,19 +71,6 @@ typedef struct {
     int count;
 } bench;
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* ---- runs ---- */
 
 static void draw_ids(bench *b, int64_t *ids, int64_t count)
@@ -103,10 +92,10 @@ static int advance(bench *b, dsv4_run *run, int64_t count, int64_t per_call, dou
     draw_ids(b, ids, count);
     for (int64_t at = 0, n, call = 0; at < count && result == 0; at += n, call++) {
         n = count - at < per_call ? count - at : per_call;
-        double began = now();
+        double began = dsv4_now();
         result = b->arguments->path->forward(run, ids + at, n, logits, err);
         if (seconds != NULL)
-            seconds[call] = now() - began;
+            seconds[call] = dsv4_now() - began;
     }
     free(ids);
     return result;
@@ -159,7 +148,8 @@ static int quicker(const void *a, const void *b)
     return (x->seconds > y->seconds) - (x->seconds < y->seconds);
 }
 
-/* The mean of those between the quartiles: whole calls, so that parts add up, without the odd ones. */
+/* The mean of those between the quartiles: whole calls, so that parts add up, without the odd
+ * ones. */
 static void average(measurement *m, profiled_call *call, int calls)
 {
     int first = calls / 4, end = calls - first;
@@ -192,8 +182,7 @@ static int profile_calls(bench *b, dsv4_run *run, int64_t count, double *logits,
 
 static void summarise(measurement *m, double *sample, int count)
 {
-    qsort(sample, (size_t)count, sizeof *sample, ascending);
-    m->seconds = sample[count / 2];
+    m->seconds = dsv4_median(sample, count);
     m->best = sample[0];
     m->calls = count;
 }
@@ -202,17 +191,17 @@ static void summarise(measurement *m, double *sample, int count)
 static int measure_prefill(bench *b, measurement *m, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
-    double sample[MOST_REPETITIONS], began = now(), longest = 0;
+    double sample[MOST_REPETITIONS], began = dsv4_now(), longest = 0;
     int count = 0, result = 0;
     while (result == 0 && count < a->repetitions &&
-           (count == 0 || now() - began + longest <= a->patience)) {
-        double start = now();
+           (count == 0 || dsv4_now() - began + longest <= a->patience)) {
+        double start = dsv4_now();
         dsv4_run *run = open_at(b, m->depth, m->tokens, m->synthetic, err);
         if (run == NULL)
             return -1;
         result = advance(b, run, m->tokens, m->per_call, NULL, &sample[count++], err);
         a->path->close(run);
-        longest = now() - start > longest ? now() - start : longest;
+        longest = dsv4_now() - start > longest ? dsv4_now() - start : longest;
     }
     if (result != 0)
         return -1;
@@ -660,7 +649,7 @@ static void keep_operator(const bench *b, const dsv4_operator_time *t)
     json_object_set_new(one, "seconds", timed ? json_real(t->seconds) : json_null());
     json_object_set_new(one, "ref_seconds", ratio ? json_real(t->ref_seconds) : json_null());
     json_object_set_new(one, "ratio", ratio ? json_real(t->ref_seconds / t->seconds) : json_null());
-    json_object_set_new(one, "not_timed", timed ? json_null() : json_string(t->untimed));
+    json_object_set_new(one, "not_timed", timed ? json_null() : dsv4_json_text(t->untimed));
     json_object_set_new(one, "scan", timed && t->keys > 0 ? scan_json(b, t) : json_null());
     json_array_append_new(b->operators, one);
 }
@@ -717,12 +706,6 @@ static int bench_operators(bench *b, dsv4_error *err)
 
 /* ---- all of it ---- */
 
-static int count_processors(void)
-{
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 static const char *numerics_name(const bench *b)
 {
     return b->arguments->numerics == DSV4_EXACT ? "exact" : "released";
@@ -756,7 +739,7 @@ static int prepare(bench *b, dsv4_error *err)
     b->storage = dsv4_storage_of(a->path, config, a->numerics);
     b->threads = a->path->configure == NULL   ? 1
                  : a->how.options.threads > 0 ? a->how.options.threads
-                                              : count_processors();
+                                              : fast_pool_processors();
     b->limit_of = b->threads > 1;
     const char *level = a->path->level != NULL ? a->path->level() : "binary64, 1 thread";
     b->json = json_pack("{s:s, s:s, s:s, s:i, s:s, s:{s:i, s:i, s:i}}", "path", a->path->name,
@@ -774,8 +757,8 @@ static int prepare(bench *b, dsv4_error *err)
 
 /* ---- loading ---- */
 
-/* The disk's own rate at two places of the file; 0 where the file system does not let us past the page
- * cache. */
+/* The disk's own rate at two places of the file; 0 where the file system does not let us past the
+ * page cache. */
 typedef struct {
     double seconds, direct[2];
     dsv4_residency before, after;
@@ -786,7 +769,7 @@ typedef struct {
 static double touch_files(const dsv4_checkpoint *checkpoint)
 {
     enum { PAGE = 4096 };
-    double began = now();
+    double began = dsv4_now();
     unsigned sum = 0;
     for (int64_t i = 0; i < dsv4_checkpoint_files(checkpoint); i++) {
         const char *path;
@@ -796,7 +779,7 @@ static double touch_files(const dsv4_checkpoint *checkpoint)
     }
     volatile unsigned sink = sum;
     (void)sink;
-    return now() - began;
+    return dsv4_now() - began;
 }
 
 static double load_rate(const load *l)
@@ -813,8 +796,8 @@ static double direct_rate(const load *l)
 static json_t *cold_json(const load *l)
 {
     if (l->refused.text[0] != '\0')
-        return json_pack("{s:n, s:n, s:s}", "direct_rates", "direct_fraction", "direct_refused",
-                         l->refused.text);
+        return json_pack("{s:n, s:n, s:o}", "direct_rates", "direct_fraction", "direct_refused",
+                         dsv4_json_text(l->refused.text));
     return json_pack("{s:[f,f], s:f, s:n}", "direct_rates", l->direct[0], l->direct[1],
                      "direct_fraction", load_rate(l) / direct_rate(l),
                      "direct_refused");
@@ -847,10 +830,10 @@ static int load_files(bench *b, load *l, dsv4_error *err)
     for (int i = 0; i < 2 && cold && l->refused.text[0] == '\0'; i++)
         dsv4_direct_rate(checkpoint, i == 0 ? 0.25 : 0.75, &l->direct[i], &l->refused);
     l->before = dsv4_residency_of(checkpoint);
-    double began = now();
+    double began = dsv4_now();
     if (dsv4_preload_end(dsv4_preload_begin(checkpoint), false, err) != 0)
         return -1;
-    l->seconds = now() - began;
+    l->seconds = dsv4_now() - began;
     l->after = dsv4_residency_of(checkpoint);
     return 0;
 }
@@ -867,8 +850,8 @@ static int report_no_room(const bench *b, dsv4_error *err)
     return 0;
 }
 
-/* All weights come into memory, if there is room for them: a run that goes on for long would find them
- * there. */
+/* All weights come into memory, if there is room for them: a run that goes on for long would find
+ * them there. */
 static int load_weights(bench *b, dsv4_error *err)
 {
     load l = {.seconds = 0};
@@ -940,7 +923,8 @@ static int rotate_experts(bench *b, dsv4_error *err)
     return 0;
 }
 
-/* Once over what will be read, so that it is in memory. The reference is too slow for it to matter. */
+/* Once over what will be read, so that it is in memory. The reference is too slow for it to
+ * matter. */
 static int warm_up(bench *b, dsv4_error *err)
 {
     const bench_arguments *a = b->arguments;
@@ -953,9 +937,9 @@ static int warm_up(bench *b, dsv4_error *err)
         free(logits);
         return -1;
     }
-    double began = now();
+    double began = dsv4_now();
     int result = advance(b, run, tokens, CHUNK, NULL, NULL, err);
-    b->rate = (double)tokens / (now() - began);
+    b->rate = (double)tokens / (dsv4_now() - began);
     if (result == 0)
         result = advance(b, run, 1, 1, logits, NULL, err);
     a->path->close(run);
@@ -975,7 +959,7 @@ static int run_all(bench *b, dsv4_error *err)
     const bench_arguments *a = b->arguments;
     if (prepare(b, err) != 0 || load_weights(b, err) != 0)
         return -1;
-    int most = b->threads > 1 ? b->threads : count_processors();
+    int most = b->threads > 1 ? b->threads : fast_pool_processors();
     if (dsv4_limits_measure(&b->limits, most, a->limit_seconds, err) != 0)
         return -1;
     keep_limits(b);

@@ -5,26 +5,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "judge.h"
-#include "limits.h"
+#include "memory.h"
 
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 
-/* Rows of activations; keys and values that a sum of no particular length has; sides of a matrix of the
- * optimiser, which no forward pass knows. */
+/* Rows of activations; keys and values that a sum of no particular length has; sides of a matrix of
+ * the optimiser, which no forward pass knows. */
 enum { ROWS = 4, ENTRIES = 4096, ELEMENTS = 1 << 14, OPTIMISED = 256, MOST_RUNS = 25 };
 static const double LONG_ENOUGH = 0.2; /* seconds of measuring */
-static const double TOO_LONG = 2;      /* seconds of one answer of a path that is not the reference */
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
+static const double TOO_LONG = 2;      /* seconds of one answer of a path, the reference aside */
 
 /* ---- sizes ---- */
 
@@ -263,19 +256,13 @@ static void describe(const dsv4_case *c, char *text, size_t size)
 
 /* ---- measuring ---- */
 
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Seconds of one answer, or -1 with one line. */
 static double answer_once(const dsv4_path *path, const dsv4_case *c, dsv4_error *err)
 {
     dsv4_case answer = {.op = c->op, .numerics = c->numerics};
-    double inside = 0, began = now();
+    double inside = 0, began = dsv4_now();
     int status = path->answer(&inside, c, &answer, err);
-    double took = inside > 0 ? inside : now() - began;
+    double took = inside > 0 ? inside : dsv4_now() - began;
     dsv4_case_free(&answer);
     if (status == 1)
         dsv4_fail(err, "not offered by path %s", path->name);
@@ -285,21 +272,20 @@ static double answer_once(const dsv4_path *path, const dsv4_case *c, dsv4_error 
 /* The median; the first one warms up, and counts only where it took long. */
 static double time_answer(const dsv4_path *path, const dsv4_case *c, dsv4_error *err)
 {
-    double sample[MOST_RUNS], sum = 0, began = now();
+    double sample[MOST_RUNS], sum = 0, began = dsv4_now();
     int count = 0;
     double most = path == dsv4_path_find("ref") ? LONG_ENOUGH : TOO_LONG;
     double first = answer_once(path, c, err);
-    if (first < 0 || now() - began >= most)
+    if (first < 0 || dsv4_now() - began >= most)
         return first;
     while (count < MOST_RUNS && (count < 3 || sum < LONG_ENOUGH)) {
-        began = now();
+        began = dsv4_now();
         sample[count] = answer_once(path, c, err);
-        sum += now() - began;
+        sum += dsv4_now() - began;
         if (sample[count++] < 0)
             return -1;
     }
-    qsort(sample, (size_t)count, sizeof *sample, ascending);
-    return sample[count / 2];
+    return dsv4_median(sample, count);
 }
 
 static void time_operator(const dsv4_path *path, dsv4_numerics numerics, const wish *w,

@@ -17,9 +17,9 @@ typedef struct {
     double flops; /* what that takes */
 } dsv4_operator_time;
 
-/* Judges each operator by the golden cases in directory `vectors`, times it where all of them pass, and
- * shows it; after indexer_score comes a row for a long scan. Times of paths that can tell are without
- * the conversion of operands. -1 with one line where there are no vector files. */
+/* Judges each operator by the golden cases in directory `vectors`, times it where all of them pass,
+ * and shows it; after indexer_score comes a row for a long scan. Times of paths that can tell are
+ * without the conversion of operands. -1 with one line where there are no vector files. */
 int dsv4_bench_operators(const dsv4_path *path, dsv4_numerics numerics, const dsv4_config *config,
                          const char *vectors,
                          void (*show)(void *context, const dsv4_operator_time *time),

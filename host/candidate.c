@@ -131,8 +131,8 @@ static int list_entries(candidate *k, dsv4_error *err)
     return 0;
 }
 
-/* The part of `name` behind "OPERATOR/CASE/", or NULL where it is not of this case. It is empty where
- * something that is no group stands in the place of the operator or the case. */
+/* The part of `name` behind "OPERATOR/CASE/", or NULL where it is not of this case. It is empty
+ * where something that is no group stands in the place of the operator or the case. */
 static const char *within_case(const char *name, const dsv4_case *c)
 {
     size_t op = strlen(c->op->name), own = strlen(c->name);

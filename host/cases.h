@@ -8,7 +8,8 @@
 
 enum { DSV4_ARRAY_RANK = 4, DSV4_NAME = 64 };
 
-/* A named array. Row-major; `data` is of the C type of the format: double, float, uint8_t, int64_t. */
+/* A named array. Row-major; `data` is of the C type of the format: double, float, uint8_t,
+ * int64_t. */
 typedef struct {
     char name[DSV4_NAME];
     dsv4_format format;
@@ -22,9 +23,9 @@ typedef struct {
 
 double dsv4_array_value(const dsv4_array *array, int64_t i); /* f64, f32, bf16, i64 */
 
-/* Allowed deviation of an output in one tier of precision, FORMAT.md "Tolerances". An element passes
- * if |got - want| <= row * (largest magnitude of its row) + element * |want|, and the slot if
- * also rms(got - want) <= rms * rms(want). */
+/* Allowed deviation of an output in one tier of precision, FORMAT.md "Tolerances". An element
+ * passes if |got - want| <= row * (largest magnitude of its row) + element * |want|, and the slot
+ * if also rms(got - want) <= rms * rms(want). */
 typedef struct { double row, element, rms; } dsv4_tolerance;
 typedef enum { DSV4_TIER_FP32, DSV4_TIER_BF16, DSV4_TIERS } dsv4_tier;
 
@@ -74,8 +75,9 @@ int64_t *dsv4_case_indices(const dsv4_case *c, const char *name);
  * Release with dsv4_config_free(). */
 void dsv4_case_config(const dsv4_case *c, dsv4_config *config);
 
-/* Matrix slot `name` ("wq_a": inputs "wq_a.weight" and "wq_a.scale"; or a plain input `name` itself, such
- * as "hc_attn_fn"). Data belong to the case. A matrix without rows where it has none. */
+/* Matrix slot `name` ("wq_a": inputs "wq_a.weight" and "wq_a.scale"; or a plain input `name`
+ * itself, such as "hc_attn_fn"). Data belong to the case. A matrix without rows where it has
+ * none. */
 dsv4_matrix dsv4_case_matrix(const dsv4_case *c, const char *name);
 
 /* A layer whose weights are the inputs of the checkpoint's names without "layers.L.":
@@ -85,9 +87,9 @@ dsv4_matrix dsv4_case_matrix(const dsv4_case *c, const char *name);
 void dsv4_case_layer(const dsv4_case *c, const dsv4_config *config, dsv4_layer *layer);
 void dsv4_case_layer_free(dsv4_layer *layer);
 
-/* The rows of `sequence` in the order of presentation. Stateful operators have the inputs `sequence` [N],
- * the number of the sequence that each row belongs to (-1: padding, to be ignored), and `calls` [C], how
- * many of the rows each call presents. */
+/* The rows of `sequence` in the order of presentation. Stateful operators have the inputs
+ * `sequence` [N], the number of the sequence that each row belongs to (-1: padding, to be ignored),
+ * and `calls` [C], how many of the rows each call presents. */
 typedef struct {
     int64_t rows, calls, sequences;
     int64_t *sequence; /* [rows] */

@@ -14,6 +14,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
+
 /* What goes over the socket: the number of a case; back comes a reply, the text of `open`, and
  * every output with its values, binary64 or int64. */
 enum { MAGIC = 0x34767364, MAX_TEXT = 1 << 24 };
@@ -170,13 +172,6 @@ _Noreturn static void serve(const dsv4_child *child, int fd)
 
 /* ---- in the parent ---- */
 
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
 static int how_it_ended(int status, dsv4_error *err)
 {
     if (WIFSIGNALED(status))
@@ -189,12 +184,12 @@ static int how_it_ended(int status, dsv4_error *err)
 
 int dsv4_child_wait(int pid, double timeout, dsv4_error *err)
 {
-    const double deadline = now() + timeout;
+    const double deadline = dsv4_now() + timeout;
     int status = 0;
     pid_t ended;
     for (long pause = 200000;; pause = pause < 20000000 ? 2 * pause : pause) {
         ended = waitpid(pid, &status, WNOHANG);
-        if ((ended < 0 && errno != EINTR) || ended > 0 || now() > deadline)
+        if ((ended < 0 && errno != EINTR) || ended > 0 || dsv4_now() > deadline)
             break;
         nanosleep(&(struct timespec){0, pause}, NULL);
     }
@@ -227,7 +222,7 @@ static int lost(dsv4_child *child, const char *what, dsv4_error *err)
 static int receive(dsv4_child *child, void *data, size_t size, double deadline, dsv4_error *err)
 {
     for (char *at = data; size > 0;) {
-        double left = deadline - now();
+        double left = deadline - dsv4_now();
         struct pollfd ready = {.fd = child->socket, .events = POLLIN};
         int events =
             left > 0 ? poll(&ready, 1, left < 1e6 ? (int)(left * 1000) + 1 : 1000000000) : 0;
@@ -267,7 +262,7 @@ static int receive_reply(dsv4_child *child, reply *header, double deadline, dsv4
 static int receive_greeting(dsv4_child *child, char **text, dsv4_error *err)
 {
     reply header;
-    double deadline = now() + child->work.timeout;
+    double deadline = dsv4_now() + child->work.timeout;
     if (receive_reply(child, &header, deadline, err) != 0)
         return -1;
     *text = dsv4_alloc((size_t)header.text + 1, 1);
@@ -343,7 +338,7 @@ int dsv4_child_answer(dsv4_child *child, const dsv4_case *c, dsv4_case *answer, 
 {
     if (child->pid == 0 && start(child, NULL, err) != 0)
         return -1;
-    const double deadline = now() + child->work.timeout;
+    const double deadline = dsv4_now() + child->work.timeout;
     int64_t index = c - child->file->c;
     if (send(child->socket, &index, sizeof index, MSG_NOSIGNAL) != (ssize_t)sizeof index)
         return lost(child, "ended before the case", err);

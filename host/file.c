@@ -27,8 +27,9 @@ int dsv4_file_map(dsv4_file *file, const char *path, dsv4_error *err)
             status = dsv4_fail(err, "%s: cannot map %zu bytes: %s", path, size, strerror(errno));
         else {
             /* A page that is missing is then read with the 4 MB around it, into huge pages. A cold
-             * file comes from the disk several times as fast, and a warm one is found in fewer faults
-             * and fewer entries of the processor's tables. Where it is refused, nothing is lost. */
+             * file comes from the disk several times as fast, and a warm one is found in fewer
+             * faults and fewer entries of the processor's tables. Where it is refused, nothing is
+             * lost. */
             madvise(data, size, MADV_HUGEPAGE);
             *file = (dsv4_file){.data = data, .size = size};
         }

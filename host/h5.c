@@ -9,6 +9,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "memory.h"
+
 enum { MAX_CAUSE = 256 };
 
 struct dsv4_h5 {
@@ -386,8 +388,11 @@ int dsv4_h5_write_in(dsv4_h5 *file, const char *name, int64_t entry, int64_t row
  * machine could not hold. */
 static int check_size(dsv4_h5 *file, const char *name, int64_t count, dsv4_error *err)
 {
-    int64_t memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
-    if (count < 0 || count > memory / 4 / (int64_t)sizeof(double)) /* a comparison holds two */
+    enum { SMALL = 1 << 20 }; /* not worth asking */
+    if (count >= 0 && count <= SMALL)
+        return 0;
+    double room = dsv4_memory_total() / 4; /* a comparison holds two */
+    if (count < 0 || (room > 0 && (double)count * sizeof(double) > room))
         return dsv4_fail(err, "%s: %s: too large for the memory of this machine", file->path, name);
     return 0;
 }

@@ -123,8 +123,8 @@ char **dsv4_h5_attributes(dsv4_h5 *file, const char *object, int64_t *count, dsv
 
 /* ---- listing ---- */
 
-/* The paths of what stands in a dataset's place and is none: links to other places or files (whether they
- * lead anywhere or not), and groups, but those of the top level, that are empty. */
+/* The paths of what stands in a dataset's place and is none: links to other places or files
+ * (whether they lead anywhere or not), and groups, but those of the top level, that are empty. */
 char **dsv4_h5_odd_ends(dsv4_h5 *file, int64_t *count, dsv4_error *err);
 
 /* The paths of all datasets, sorted, without the leading "/". Release with dsv4_h5_names_free(). */

@@ -3,12 +3,12 @@
 #include <argp.h>
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "json.h"
 #include "model.h"
 #include "path.h"
 
@@ -67,21 +67,6 @@ static int count_expected(void *context, const dsv4_expected *expected)
     return 0;
 }
 
-/* A JSON string of a path, which need not be UTF-8 as JSON must. */
-static json_t *path_json(const char *path)
-{
-    json_t *string = json_string(path);
-    if (string != NULL)
-        return string;
-    size_t length = strlen(path);
-    char *ascii = dsv4_alloc(length + 1, 1);
-    for (size_t i = 0; i < length; i++)
-        ascii[i] = (char)((unsigned char)path[i] < 0x80 ? path[i] : '?');
-    string = json_string(ascii);
-    free(ascii);
-    return string;
-}
-
 static void count_match(void *context, const dsv4_match *match)
 {
     inspection *in = context;
@@ -95,8 +80,9 @@ static void count_match(void *context, const dsv4_match *match)
         json_array_append_new(in->unexpected, json_string(match->name));
     if (match->wrong != NULL)
         json_array_append_new(in->wrong,
-                              json_pack("{s:s, s:o, s:s}", "tensor", match->name, "file",
-                                        path_json(tensor->file), "problem", match->wrong));
+                              json_pack("{s:s, s:o, s:o}", "tensor", match->name, "file",
+                                        dsv4_json_text(tensor->file), "problem",
+                                        dsv4_json_text(match->wrong)));
 }
 
 /* checkpoint.values.1: A value is a NaN if it is 0x7F or 0xFF in F8_E4M3, 255 in F8_E8M0, and in
@@ -172,7 +158,7 @@ static void scan_values(inspection *in, const dsv4_tensor *tensor)
     if (total > 0)
         json_array_append_new(in->nan,
                               json_pack("{s:s, s:o, s:s, s:I, s:I}", "tensor", tensor->name, "file",
-                                        path_json(tensor->file), "dtype", tensor->dtype_name,
+                                        dsv4_json_text(tensor->file), "dtype", tensor->dtype_name,
                                         "first", (json_int_t)first, "count", (json_int_t)total));
 }
 

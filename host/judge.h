@@ -9,8 +9,8 @@ enum { DSV4_MAX_OUTS = 8 };
 /* How much deviation is allowed. */
 typedef struct {
     dsv4_tier tier;
-    bool identical; /* a second run of the reference: 1e-12 of the row, whatever the case allows, or of
-                       the element where it allows nothing for the row */
+    bool identical; /* a second run of the reference: 1e-12 of the row, whatever the case allows,
+                       or of the element where it allows nothing for the row */
 } dsv4_strictness;
 
 /* What became of one output. */

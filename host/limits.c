@@ -7,32 +7,20 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "fast/limits.h"
 #include "fast/pool.h"
+#include "memory.h"
 
 enum { SAMPLES = 5 };
-static const size_t MIB = 1u << 20, CHUNK = 13u << 20; /* about an expert of the released geometry */
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
-
-static int ascending(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
+static const size_t MIB = 1u << 20, CHUNK = 13u << 20; /* about an expert of Flash */
 
 static dsv4_rate rate_of(double sample[SAMPLES])
 {
-    qsort(sample, SAMPLES, sizeof *sample, ascending);
-    return (dsv4_rate){sample[SAMPLES / 2], sample[SAMPLES - 1]};
+    double median = dsv4_median(sample, SAMPLES);
+    return (dsv4_rate){median, sample[SAMPLES - 1]};
 }
 
 /* ---- reading ---- */
@@ -50,19 +38,6 @@ static void read_chunk(void *context, int64_t item, int worker)
 {
     const buffer *b = context;
     b->sum[8 * worker] += b->read(b->data + (size_t)item * CHUNK, CHUNK);
-}
-
-double dsv4_memory_available(void)
-{
-    long long kilobytes = 0;
-    char line[128];
-    FILE *file = fopen("/proc/meminfo", "r");
-    while (file != NULL && fgets(line, sizeof line, file) != NULL)
-        if (sscanf(line, "MemAvailable: %lld kB", &kilobytes) == 1)
-            break;
-    if (file != NULL)
-        fclose(file);
-    return 1024.0 * (double)kilobytes;
 }
 
 /* At least four times the last cache, unless that is more than a quarter of what is free. */
@@ -110,12 +85,12 @@ static dsv4_rate measure_read(buffer *b, fast_pool *pool, double seconds)
     b->sum = dsv4_alloc((size_t)fast_pool_threads(pool), 8 * sizeof *b->sum);
     fast_pool_run(pool, chunks, read_chunk, b);
     for (int i = 0; i < SAMPLES; i++) {
-        double began = now(), took;
+        double began = dsv4_now(), took;
         int64_t passes = 0;
         do {
             fast_pool_run(pool, chunks, read_chunk, b);
             passes++;
-        } while ((took = now() - began) < seconds / SAMPLES);
+        } while ((took = dsv4_now() - began) < seconds / SAMPLES);
         sample[i] = (double)passes * (double)b->bytes / took;
     }
     volatile uint64_t sink = b->sum[0];
@@ -141,9 +116,9 @@ static void toil(void *context, int64_t item, int worker)
 
 static double seconds_of(const labour *l, fast_pool *pool)
 {
-    double began = now();
+    double began = dsv4_now();
     fast_pool_run(pool, fast_pool_threads(pool), toil, (void *)l);
-    return now() - began;
+    return dsv4_now() - began;
 }
 
 static dsv4_rate measure_peak(const fast_peak *peak, fast_pool *pool, double seconds)
@@ -161,7 +136,8 @@ static dsv4_rate measure_peak(const fast_peak *peak, fast_pool *pool, double sec
 
 /* ---- all of it ---- */
 
-/* What a product could reach: what keeps its operands in registers, or is of integers, does not count. */
+/* What a product could reach: what keeps its operands in registers, or is of integers, does not
+ * count. */
 static bool serves_products(const dsv4_limit *limit)
 {
     return strstr(limit->key, "registers") == NULL && strstr(limit->key, "int8") == NULL;

@@ -1,4 +1,5 @@
-/* What the machine can do at most, measured: how fast it reads, and how fast it multiplies and adds. */
+/* What the machine can do at most, measured: how fast it reads, and how fast it multiplies and
+ * adds. */
 #ifndef DSV4_LIMITS_H
 #define DSV4_LIMITS_H
 
@@ -20,16 +21,14 @@ typedef struct {
     dsv4_rate read[DSV4_LIMIT_THREADS];
     int count;
     dsv4_limit limit[DSV4_MAX_LIMITS];
-    int matrix; /* the limit of products of matrices: the highest that takes its operands from memory */
+    int matrix; /* limit of products of matrices: the highest that takes operands from memory */
     struct dsv4_read_buffer *buffer; /* owned */
 } dsv4_limits;
 
-/* With `threads` threads, at least 1. Takes about `seconds`; where that is less than half a second, the
- * buffer is smaller than it should be, and a cache may hold it. -1 where threads or memory are refused. */
+/* With `threads` threads, at least 1. Takes about `seconds`; where that is less than half a second,
+ * the buffer is smaller than it should be, and a cache may hold it. -1 where threads or memory are
+ * refused. */
 int dsv4_limits_measure(dsv4_limits *limits, int threads, double seconds, dsv4_error *err);
-
-/* Bytes that could be had without swapping; 0 where the system does not say. */
-double dsv4_memory_available(void);
 
 /* Reading, of the same memory, and `matrix`, once more, with limits->threads[n]. */
 int dsv4_limits_again(const dsv4_limits *limits, int n, double seconds, dsv4_rate *reading,

@@ -509,8 +509,8 @@ static int open_replay(session *s, dsv4_error *err)
     return s->replay != NULL ? 0 : -1;
 }
 
-/* Page faults wait for the disk in turn; loading all of it keeps the disk busy. That pays where most
- * experts will be met: of even ones, E / k tokens meet 63 %. */
+/* Page faults wait for the disk in turn; loading all of it keeps the disk busy. That pays where
+ * most experts will be met: of even ones, E / k tokens meet 63 %. */
 static void start_loading(session *s)
 {
     const dsv4_config *config = &s->model.config;

@@ -1,7 +1,8 @@
 /* The weights of a model by their places in the architecture. spec/checkpoint.md.
  *
- * One table (in model.c) lists every tensor that a configuration calls for: it names, counts, checks
- * and binds them, so that `dsv4 inspect`, every forward path and the specification cannot disagree. */
+ * One table (in model.c) lists every tensor that a configuration calls for: it names, counts,
+ * checks and binds them, so that `dsv4 inspect`, every forward path and the specification cannot
+ * disagree. */
 #ifndef DSV4_MODEL_H
 #define DSV4_MODEL_H
 
@@ -15,10 +16,11 @@ typedef struct {
     dsv4_dtype dtype;     /* I8 means E2M1 codes, two per byte, low nibble first */
     int64_t rows, cols;   /* cols counts values, not bytes: an FP4 row has cols / 2 bytes */
     const void *data;     /* unaligned, in the mapped file */
-    const uint8_t *scale; /* E8M0: FP8 [ceil(rows/128), ceil(cols/128)], FP4 [rows, cols/32], else NULL */
+    const uint8_t *scale; /* E8M0: FP8 [ceil(rows/128), ceil(cols/128)], FP4 [rows, cols/32],
+                             else NULL */
 } dsv4_matrix;
 
-typedef struct { dsv4_matrix fn, base, scale; } dsv4_hc;          /* hc_attn_*, hc_ffn_*, hc_head_* */
+typedef struct { dsv4_matrix fn, base, scale; } dsv4_hc; /* hc_attn_*, hc_ffn_*, hc_head_* */
 typedef struct { dsv4_matrix ape, norm, wkv, wgate; } dsv4_compressor;
 typedef struct { dsv4_matrix w1, w2, w3; } dsv4_expert;
 
@@ -36,7 +38,7 @@ typedef struct {
         } indexer; /* CSA */
     } attn;
     struct {
-        struct { dsv4_matrix weight, bias, tid2eid; } gate; /* bias: score layers; tid2eid: hash layers */
+        struct { dsv4_matrix weight, bias, tid2eid; } gate; /* bias: score layers; tid2eid: hash */
         dsv4_expert *experts; /* [n_routed_experts], owned */
         dsv4_expert shared_experts;
     } ffn;

@@ -57,12 +57,12 @@ typedef struct {
     const char *name;
     const char *chapter;   /* spec/CHAPTER.md */
     const char *summary;   /* one line */
-    const char *params;    /* names, separated by spaces; spelt as in config.json where it has them */
+    const char *params;    /* names between spaces; spelt as in config.json where it has them */
     const dsv4_slot *in, *out; /* end with a slot without a name */
 } dsv4_operator;
 
-/* In the order of the specification, which is also the order of dependence: an operator uses earlier
- * ones. */
+/* In the order of the specification, which is also the order of dependence: an operator uses
+ * earlier ones. */
 extern const dsv4_operator dsv4_operators[];
 extern const int dsv4_operator_count;
 

@@ -28,7 +28,8 @@ typedef struct {
     void *context;
 } dsv4_tap;
 
-typedef struct dsv4_run dsv4_run; /* one sequence on one path: weights by reference, and its state */
+/* One sequence on one path: weights by reference, and its state. */
+typedef struct dsv4_run dsv4_run;
 
 /* What the time of a forward pass is spent on. */
 typedef enum {
@@ -83,12 +84,12 @@ typedef struct {
                          const int64_t *n, double *const *logits, dsv4_error *err);
     int (*mtp_batch)(dsv4_run *const *runs, int64_t count, const int64_t *const *next_ids,
                      const int64_t *n, double *const *logits, dsv4_error *err);
-    /* What follows in this run adds its times to `profile`, until NULL ends it; no result changes by
-     * a bit. Of a batch, the first run's counts. NULL where a path does not know its parts. */
+    /* What follows in this run adds its times to `profile`, until NULL ends it; no result changes
+     * by a bit. Of a batch, the first run's counts. NULL where a path does not know its parts. */
     void (*profile)(dsv4_run *run, dsv4_profile *profile);
     /* Makes the state of a run, MTP aside, as large as that after `position` tokens, with contents
-     * that are random numbers of the usual size: for timing what comes next. The same seed gives the
-     * same. -1 where the run has no room. NULL where a path cannot. */
+     * that are random numbers of the usual size: for timing what comes next. The same seed gives
+     * the same. -1 where the run has no room. NULL where a path cannot. */
     int (*fill)(dsv4_run *run, int64_t position, uint64_t seed, dsv4_error *err);
     void (*close)(dsv4_run *run);
     /* The state of a sequence of so many tokens, MTP aside, when it is full; NULL: not known, and

@@ -8,19 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 #include <unistd.h>
 
-#include "limits.h"
+#include "clock.h"
+#include "memory.h"
 
 static const size_t BLOCK = 16u << 20;
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
-}
 
 static size_t page_size(void)
 {
@@ -104,8 +97,8 @@ struct dsv4_preloading {
     atomic_llong where; /* of this file */
 };
 
-/* The kernel reads and maps in one call. An older one has no such call: there, a byte of every page is
- * touched. */
+/* The kernel reads and maps in one call. An older one has no such call: there, a byte of every page
+ * is touched. */
 static int bring(const char *data, size_t bytes)
 {
 #ifdef MADV_POPULATE_READ
@@ -196,7 +189,7 @@ static int read_directly(int fd, const char *path, size_t from, size_t bytes, do
     if (posix_memalign(&buffer, page_size(), BLOCK) != 0)
         return dsv4_fail(err, "no room for %zu bytes", BLOCK);
     memset(buffer, 0, BLOCK);
-    double began = now();
+    double began = dsv4_now();
     size_t done = 0;
     ssize_t some = 1;
     size_t wanted = 0;
@@ -206,7 +199,7 @@ static int read_directly(int fd, const char *path, size_t from, size_t bytes, do
         if (some < 0)
             break;
     }
-    *rate = (double)done / (now() - began);
+    *rate = (double)done / (dsv4_now() - began);
     free(buffer);
     if (some < 0 || done == 0)
         return dsv4_fail(err, "%s: direct reading (O_DIRECT) is refused: %s", path,

@@ -2,10 +2,11 @@
 
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "json.h"
 
 /* ---- lists ---- */
 
@@ -355,20 +356,6 @@ void dsv4_report_end(const dsv4_report *report)
 
 /* ---- JSON ---- */
 
-/* Paths may be of any bytes, JSON is UTF-8. */
-static json_t *json_text(const char *text)
-{
-    json_t *string = json_string(text);
-    if (string != NULL)
-        return string;
-    char plain[1200];
-    copy_text(plain, sizeof plain, text);
-    for (char *c = plain; *c != '\0'; c++)
-        if ((unsigned char)*c >= 0x7f)
-            *c = '?';
-    return json_string(plain);
-}
-
 /* JSON has no infinities and no NaN: they become strings. */
 static json_t *json_number(double value)
 {
@@ -382,11 +369,11 @@ static json_t *json_failure(const dsv4_result *r)
     failure_text(text, sizeof text, r);
     diagnosis_text(diagnosis, sizeof diagnosis, r->bugs);
     json_t *failure = json_object();
-    json_object_set_new(failure, "operator", json_text(r->op->name));
-    json_object_set_new(failure, "case", json_text(r->name));
-    json_object_set_new(failure, "message", json_text(text));
+    json_object_set_new(failure, "operator", dsv4_json_text(r->op->name));
+    json_object_set_new(failure, "case", dsv4_json_text(r->name));
+    json_object_set_new(failure, "message", dsv4_json_text(text));
     const dsv4_slot_verdict *v = dsv4_verdict_failure(&r->verdict);
-    json_object_set_new(failure, "slot", v != NULL ? json_text(v->slot->name) : json_null());
+    json_object_set_new(failure, "slot", v != NULL ? dsv4_json_text(v->slot->name) : json_null());
     bool valued = v != NULL && v->rank >= 0;
     json_t *index = valued ? json_array() : json_null();
     for (int i = 0; valued && i < v->rank; i++)
@@ -398,9 +385,9 @@ static json_t *json_failure(const dsv4_result *r)
     json_object_set_new(failure, "tolerance", valued ? json_number(v->tolerance) : json_null());
     json_object_set_new(failure, "wrong", v != NULL ? json_integer(v->wrong) : json_null());
     json_object_set_new(failure, "values", v != NULL ? json_integer(v->count) : json_null());
-    json_object_set_new(failure, "rule", json_text(rule_of(r)));
-    json_object_set_new(failure, "reason", json_text(r->reason));
-    json_object_set_new(failure, "diagnosis", json_text(diagnosis));
+    json_object_set_new(failure, "rule", dsv4_json_text(rule_of(r)));
+    json_object_set_new(failure, "reason", dsv4_json_text(r->reason));
+    json_object_set_new(failure, "diagnosis", dsv4_json_text(diagnosis));
     json_object_set_new(failure, "nearly", json_boolean(r->nearly));
     return failure;
 }
@@ -408,7 +395,7 @@ static json_t *json_failure(const dsv4_result *r)
 static json_t *json_operator(const dsv4_report *report, const dsv4_operator *op)
 {
     json_t *row = json_object();
-    json_object_set_new(row, "operator", json_text(op->name));
+    json_object_set_new(row, "operator", dsv4_json_text(op->name));
     json_object_set_new(row, "cases", json_integer(total(report, op)));
     json_object_set_new(row, "passed", json_integer(dsv4_report_count(report, op, DSV4_PASSED)));
     json_object_set_new(row, "failed", json_integer(dsv4_report_count(report, op, DSV4_FAILED)));
@@ -430,10 +417,10 @@ static json_t *json_mistakes(const dsv4_report *report)
                 continue;
             told[bug] = true;
             json_t *mistake = json_object();
-            json_object_set_new(mistake, "id", json_text(museum_exhibits[bug].id));
-            json_object_set_new(mistake, "rule", json_text(museum_exhibits[bug].rule));
-            json_object_set_new(mistake, "story", json_text(museum_exhibits[bug].story));
-            json_object_set_new(mistake, "operator", json_text(report->results[i].op->name));
+            json_object_set_new(mistake, "id", dsv4_json_text(museum_exhibits[bug].id));
+            json_object_set_new(mistake, "rule", dsv4_json_text(museum_exhibits[bug].rule));
+            json_object_set_new(mistake, "story", dsv4_json_text(museum_exhibits[bug].story));
+            json_object_set_new(mistake, "operator", dsv4_json_text(report->results[i].op->name));
             json_object_set_new(mistake, "failures", json_integer(explained_by(report, bug)));
             json_array_append_new(list, mistake);
         }
@@ -452,17 +439,17 @@ static json_t *json_report(const dsv4_report *report)
             json_array_append_new(failures, json_failure(&report->results[i]));
     for (int64_t i = 0; i < report->check_count; i++) {
         json_t *check = json_object();
-        json_object_set_new(check, "check", json_text("manifest"));
-        json_object_set_new(check, "file", json_text(report->checks[i].file));
-        json_object_set_new(check, "message", json_text(report->checks[i].message));
+        json_object_set_new(check, "check", dsv4_json_text("manifest"));
+        json_object_set_new(check, "file", dsv4_json_text(report->checks[i].file));
+        json_object_set_new(check, "message", dsv4_json_text(report->checks[i].message));
         json_array_append_new(checks, check);
     }
     for (int64_t i = 0; i < report->note_count; i++)
-        json_array_append_new(notes, json_text(report->notes[i]));
-    json_object_set_new(root, "engine", json_text(report->engine));
-    json_object_set_new(root, "vectors", json_text(report->vectors));
-    json_object_set_new(root, "numerics", json_text(report->numerics));
-    json_object_set_new(root, "precision", json_text(report->tolerances));
+        json_array_append_new(notes, dsv4_json_text(report->notes[i]));
+    json_object_set_new(root, "engine", dsv4_json_text(report->engine));
+    json_object_set_new(root, "vectors", dsv4_json_text(report->vectors));
+    json_object_set_new(root, "numerics", dsv4_json_text(report->numerics));
+    json_object_set_new(root, "precision", dsv4_json_text(report->tolerances));
     json_object_set_new(root, "cases", json_integer(report->count));
     json_object_set_new(root, "passed", json_integer(dsv4_report_count(report, NULL, DSV4_PASSED)));
     json_object_set_new(root, "failed", json_integer(dsv4_report_count(report, NULL, DSV4_FAILED)));

@@ -16,9 +16,9 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "file.h"
 #include "json.h"
 #include "model.h"
@@ -715,13 +715,6 @@ static void print_lowered(const char *key, int64_t from, int64_t to, const char 
                 limit);
 }
 
-static double seconds(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
-}
-
 static void report(const synth *s, double elapsed)
 {
     const dsv4_config *from = &s->geometry, *to = &s->config;
@@ -736,7 +729,7 @@ static void report(const synth *s, double elapsed)
 
 static int run(const synth_arguments *arguments, dsv4_error *err)
 {
-    double begin = seconds();
+    double begin = dsv4_now();
     synth s = {.arguments = arguments, .directory = -1, .file = -1,
                .lock = PTHREAD_MUTEX_INITIALIZER};
     int status = make_config(&s, err);
@@ -749,7 +742,7 @@ static int run(const synth_arguments *arguments, dsv4_error *err)
     unfinished.directory = -1;
     unfinished.made = NULL;
     if (status == 0)
-        report(&s, seconds() - begin);
+        report(&s, dsv4_now() - begin);
     if (s.directory >= 0)
         close(s.directory);
     free(s.header);

@@ -12,8 +12,9 @@ enum { DSV4_TRACE_NAME = 64 };
 void dsv4_trace_name(char name[DSV4_TRACE_NAME], const dsv4_config *config, int64_t layer,
                      const char *tensor);
 
-/* Orders two dataset names as strcmp() does, but by computation: token ids, the layers by number and
- * each by step, logits, then the same of MTP; names that are none of a trace come last, by letter. */
+/* Orders two dataset names as strcmp() does, but by computation: token ids, the layers by number
+ * and each by step, logits, then the same of MTP; names that are none of a trace come last, by
+ * letter. */
 int dsv4_trace_compare(const char *a, const char *b);
 
 typedef enum {

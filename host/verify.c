@@ -12,10 +12,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "candidate.h"
+#include "clock.h"
 #include "diagnose.h"
 #include "path_options.h"
 #include "plugin.h"
@@ -24,13 +24,6 @@ static char *joined(const char *directory, const char *name)
 {
     char *path = dsv4_alloc(strlen(directory) + strlen(name) + 2, 1);
     return strcat(strcat(strcpy(path, directory), "/"), name);
-}
-
-static double now(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
 /* ---- MANIFEST: "sha256  relative/path" lines ---- */
@@ -221,13 +214,13 @@ static void judge_case(const dsv4_verify_options *options, const dsv4_engine *en
                        dsv4_result *r)
 {
     dsv4_error err = {""};
-    double began = now();
+    double began = dsv4_now();
     int status = begun;
     *answer = (dsv4_case){.op = c->op, .numerics = c->numerics};
     memcpy(answer->name, c->name, sizeof answer->name);
     if (begun == 0)
         status = engine->answer(engine->context, c, answer, &err);
-    r->seconds = now() - began;
+    r->seconds = dsv4_now() - began;
     if (status == 1) {
         r->outcome = DSV4_SKIPPED;
     } else if (status != 0) {

@@ -18,8 +18,8 @@ typedef struct {
 int dsv4_verify(const dsv4_verify_options *options, const dsv4_engine *engine,
                 dsv4_report *report, dsv4_error *err);
 
-/* Where the vector files are: as told, in the environment, here, or beside the program. To be freed;
- * NULL with one line where there is no such directory. */
+/* Where the vector files are: as told, in the environment, here, or beside the program. To be
+ * freed; NULL with one line where there is no such directory. */
 char *dsv4_vectors_directory(const char *told, dsv4_error *err);
 
 /* 0 all cases passed, 1 some failed or the vector files are damaged, 2 nothing could be judged. */

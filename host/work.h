@@ -1,5 +1,5 @@
-/* What a forward call has to do at least, from the model's own table: the bytes that it has to read,
- * and the multiplications and additions of its products, without any padding. */
+/* What a forward call has to do at least, from the model's own table: the bytes that it has to
+ * read, and the multiplications and additions of its products, without any padding. */
 #ifndef DSV4_WORK_H
 #define DSV4_WORK_H
 
@@ -23,8 +23,8 @@ typedef struct {
 dsv4_storage dsv4_storage_of(const dsv4_path *path, const dsv4_config *config,
                              dsv4_numerics numerics);
 
-/* A call with `rows` tokens after `position` others, logits for `logits` of them. Of the experts, as
- * many different ones are read as a router that prefers none would choose. */
+/* A call with `rows` tokens after `position` others, logits for `logits` of them. Of the experts,
+ * as many different ones are read as a router that prefers none would choose. */
 void dsv4_work_of(const dsv4_model *model, const dsv4_storage *storage, int64_t position,
                   int64_t rows, int64_t logits, dsv4_work *work);
 

@@ -331,7 +331,7 @@ static void paths_may_be_anything(void **state)
     assert_int_equal(symlink(".", odd), 0);
     json_t *root = check_json(inspect(odd, "--json", "--check-values"), 1);
     const json_t *wrong = json_array_get(json_object_get(root, "wrong"), 0);
-    assert_non_null(strstr(json_string_value(json_object_get(wrong, "file")), "/caf?/model"));
+    assert_non_null(strstr(json_string_value(json_object_get(wrong, "file")), "/caf\xef\xbf\xbd/model"));
     assert_int_equal(length(root, "nan"), 1);
     json_decref(root);
     free(odd);
