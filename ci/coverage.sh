@@ -17,7 +17,7 @@ for level in avx2 avx512; do
     }
 done
 # Single files: STEM_LEVEL=FLAG of /proc/cpuinfo.
-for file in limits_avx512bf16=avx512_bf16 linear_avx512bf16=avx512_bf16 linear_few_avx512bf16=avx512_bf16 \
+for file in limits_avx512bf16=avx512_bf16 linear_avx512bf16=avx512_bf16 linear_avx512vbmi=avx512_bf16 \
     core_attn_avx512bf16=avx512_bf16 limits_amx=amx_bf16 linear_avx512vnni=avx512_vnni; do
     grep -qw "${file#*=}" /proc/cpuinfo || {
         options="$options --exclude fast/x86/${file%=*}[.]c"

@@ -84,7 +84,7 @@ case $sources in
         beyond["avx2"] = "%(zmm|k[0-7]|tmm)|%[xy]mm(1[6-9]|2[0-9]|3[01])"
         beyond["avx512"] = "%tmm|\tvdpbf16|\tvpdpb"
         beyond["avx512vnni"] = "%tmm|\tvdpbf16"
-        beyond["avx512bf16"] = "%tmm"
+        beyond["avx512bf16"] = beyond["avx512vbmi"] = "%tmm"
         beyond[""] = "%([yz]mm|k[0-7]|tmm)|\tv[a-z0-9]+ .*%xmm"
     }
     / file format / {

@@ -27,7 +27,8 @@ static const fast_kernels
     avx512 = {.name = "avx512", KERNELS(avx512)},
     avx512_vnni = {.name = "avx512", KERNELS(avx512), .few_fp4 = &fast_linear_avx512vnni},
     avx512bf16 = {.name = "avx512bf16", KERNELS(avx512), .few_fp4 = &fast_linear_avx512vnni,
-                  .few_fp8 = &fast_linear_few_avx512bf16, .tiles = &fast_linear_avx512bf16, .core_attn_tiles = &fast_core_attn_avx512bf16},
+                  .few_fp8 = &fast_linear_avx512vbmi, .tiles = &fast_linear_avx512bf16,
+                  .core_attn_tiles = &fast_core_attn_avx512bf16},
     amx = {.name = "amx", KERNELS(avx512), .few_fp4 = &fast_linear_avx512vnni,
            .tiles = &fast_linear_amx, .index_tiles = &fast_indexer_amx,
            .core_attn_tiles = &fast_core_attn_amx};

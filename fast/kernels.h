@@ -204,7 +204,7 @@ FAST_LEVEL_KERNELS(avx2)
 FAST_LEVEL_KERNELS(avx512)
 /* What avx512 has where the machine has VNNI, and what avx512bf16 and amx add to it. */
 extern const fast_tile_kernels fast_linear_avx512vnni, fast_linear_avx512bf16,
-    fast_linear_few_avx512bf16, fast_linear_amx;
+    fast_linear_avx512vbmi, fast_linear_amx;
 extern const fast_coded_kernels fast_indexer_amx;
 extern const fast_row_kernels fast_core_attn_avx512bf16, fast_core_attn_amx;
 

@@ -15,7 +15,7 @@
 #include <string.h>
 
 #include "fast/kernels.h"
-#include "fast/x86/few.h"
+#include "fast/x86/linear_few.h"
 
 enum {
     BLOCK = 128,     /* weights: 64 bytes. Of inputs, what has one scale: linear.quant.1 */

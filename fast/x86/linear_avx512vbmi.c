@@ -10,7 +10,7 @@
 
 #include "fast/kernels.h"
 #include "fast/x86/bf16.h"
-#include "fast/x86/few.h"
+#include "fast/x86/linear_few.h"
 
 enum {
     STEP = 64,    /* codes of one vector */
@@ -191,6 +191,6 @@ static int64_t scratch_size(const fast_product *p)
     return p->T * p->w->cols / 2;
 }
 
-const fast_tile_kernels fast_linear_few_avx512bf16 = {
+const fast_tile_kernels fast_linear_avx512vbmi = {
     .tokens = 1, .arranged_size = arranged_size, .arrange = arrange, .product = product,
     .scratch_size = scratch_size};

@@ -1,6 +1,6 @@
 /* Products of few tokens: what a group of rows ends with. */
-#ifndef DSV4_FAST_FEW_H
-#define DSV4_FAST_FEW_H
+#ifndef DSV4_FAST_LINEAR_FEW_H
+#define DSV4_FAST_LINEAR_FEW_H
 
 #include <immintrin.h>
 
