@@ -48,8 +48,15 @@ TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(filter tests/test_%,$(wildcard 
 TOOLS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/tool_*.c))
 obj    = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
-# Threads may lose a count, which is no matter here; exact counts would take several times as long.
-COUNTED = --coverage
+# make COUNTED=--coverage: which lines of ref/, host/ and fast/ run, and of the kernels that tests include.
+# Those of the tests would cost time at every exit of a program, and nobody asks for them. Threads may lose
+# a count, which is no matter here; exact counts would take several times as long.
+COUNTED ?=
+$(BUILD)/obj/ref/%.o $(BUILD)/obj/host/%.o $(BUILD)/obj/fast/%.o $(BUILD)/obj/tests/emulated%.o: \
+    COUNT = $(COUNTED)
+
+# Sanitizers make programs large, and where it exists this linker takes a third of the time.
+LINKER = $(if $(shell command -v ld.gold 2>/dev/null),-fuse-ld=gold)
 
 # make V=1 shows whole commands.
 ifeq ($(V),)
@@ -89,8 +96,8 @@ test: tests ## compile and run the tests of this build only; ONLY='test_m*' for 
 
 asan: ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer, with coverage counted
 	$(Q)find $(BUILD)/asan -name '*.gcda' -delete 2>/dev/null || true
-	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/asan \
-	    OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer $(COUNTED)"
+	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/asan COUNTED=--coverage LDFLAGS="$(LDFLAGS) $(LINKER)" \
+	    OPT="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer"
 	$(Q)ci/coverage.sh $(BUILD)/asan
 
 tsan: ## the tests of fast/ under ThreadSanitizer
@@ -101,7 +108,7 @@ aarch64: ## the tests of fast/ and the vectors on another processor, emulated
 
 coverage: ## line and branch coverage of ref/, host/ and fast/ alone; fails under 95 % of lines
 	$(Q)find $(BUILD)/coverage -name '*.gcda' -delete 2>/dev/null || true
-	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/coverage OPT="-O1 -g $(COUNTED)"
+	$(Q)$(MAKE) --no-print-directory test BUILD=$(BUILD)/coverage COUNTED=--coverage OPT="-O1 -g"
 	$(Q)ci/coverage.sh $(BUILD)/coverage
 
 spec-check: ## compare the rules of spec/ with code and tests
@@ -148,7 +155,7 @@ clean: ## remove what was built
 $(BUILD)/obj/%.o: %.c Makefile
 	@mkdir -p $(@D)
 	$(say) CC $<
-	$(Q)$(CC) $(CPPFLAGS) $(FLAGS) $(ISA) $(OPT) $(CFLAGS) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(CPPFLAGS) $(FLAGS) $(ISA) $(OPT) $(COUNT) $(CFLAGS) -MMD -MP -c $< -o $@
 
 $(BUILD)/libdsv4.a: $(call obj,$(LIB))
 	$(say) AR $@
@@ -156,16 +163,16 @@ $(BUILD)/libdsv4.a: $(call obj,$(LIB))
 
 $(BUILD)/dsv4: $(call obj,$(MAIN)) $(BUILD)/libdsv4.a
 	$(say) LD $@
-	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+	$(Q)$(CC) $(OPT) $(COUNTED) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
 
 $(BUILD)/generate-vectors: $(call obj,$(GEN) tests/make_checkpoint.c) $(BUILD)/libdsv4.a
 	$(say) LD $@
-	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
+	$(Q)$(CC) $(OPT) $(COUNTED) $(CFLAGS) $(LDFLAGS) $^ $(LIBS) -o $@
 
 $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(call obj,$(AIDS)) $(BUILD)/libdsv4.a
 	@mkdir -p $(@D)
 	$(say) LD $@
-	$(Q)$(CC) $(OPT) $(CFLAGS) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+	$(Q)$(CC) $(OPT) $(COUNTED) $(CFLAGS) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
 
 -include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)
 

@@ -28,16 +28,19 @@ done
 case $foreign in *avx512*)
     options="$options --exclude fast/x86/(linear|indexer|core_attn)_amx[.]c" foreign="$foreign amx" ;;
 esac
+# Counted once, told twice.
 # shellcheck disable=SC2086
-gcovr $options --branches 2>/dev/null | sed -n 's/^TOTAL  */branches: /p'
+gcovr $options -j "$(nproc)" --json "$build/coverage.json" >"$build/coverage.log" 2>&1 ||
+    { cat "$build/coverage.log"; exit 1; }
+report="gcovr --root . --add-tracefile $build/coverage.json"
+$report --branches 2>/dev/null | sed -n 's/^TOTAL  */branches: /p'
 echo "left out:"
 for level in $foreign; do echo "    fast/x86/*_$level.c: this machine has no $level"; done
 for file in $alone; do echo "    fast/x86/$file.c: this machine has no ${file#*_}"; done
 marked() { grep -rn --include='*.[ch]' "$1" ref host fast; }
 marked GCOVR_EXCL | sort | sed 's/^/    /'
 echo "    $(marked GCOVR_EXCL_LINE | wc -l) lines and $(marked GCOVR_EXCL_START | wc -l) ranges"
-# shellcheck disable=SC2086
-gcovr $options --fail-under-line 95 >"$build/coverage.txt" 2>&1
+$report --fail-under-line 95 >"$build/coverage.txt" 2>&1
 status=$?
 sed -n '/^File/,$p' "$build/coverage.txt"
 [ "$status" -eq 0 ]

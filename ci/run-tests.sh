@@ -16,26 +16,29 @@ export DSV4_PROGRAM RUN_UNDER
 rm -f "$build"/tests/*.log "$build"/tests/*.status
 # shellcheck disable=SC2012,SC2086
 names=$(cd tests && ls $pattern.c | sed 's/\.c$//') || exit 1
-long="test_oracle test_fast_path test_fast_linear test_fast_vectors test_synth test_oracle_fast test_vectors"
+long="test_oracle test_fast_path test_oracle_fast test_fast_linear test_fast_amx test_fast_vectors test_synth
+      test_bench test_fast_core_attn test_logits test_fast_moe test_vectors"
 
 # The long ones first, so that none is left alone at the end.
 # shellcheck disable=SC2016,SC2086
 { printf '%s\n' $long | grep -Fx "$names"; printf '%s\n' $names | grep -Fxv "$(printf '%s\n' $long)"; } |
     xargs -P "$(nproc)" -I '{}' sh -c '
+        began=$(date +%s)
         timeout 1200 $RUN_UNDER "$1/tests/$2" >"$1/tests/$2.log" 2>&1
-        echo $? >"$1/tests/$2.status"' sh "$build" '{}'
+        echo $? $(($(date +%s) - began)) >"$1/tests/$2.status"' sh "$build" '{}'
 
 passed=0 failed=0 skipped=0
 number() { sed -n "s/^\[  *$2  *\] \([0-9][0-9]*\) test(s).*/\1/p" "$1" | tail -n 1; }
 for name in $names; do
     log=$build/tests/$name.log
-    status=$(cat "$build/tests/$name.status" 2>/dev/null || echo none)
+    status=none seconds=
+    [ -f "$build/tests/$name.status" ] && read -r status seconds <"$build/tests/$name.status"
     p=$(number "$log" PASSED); f=$(number "$log" FAILED); s=$(number "$log" SKIPPED)
     p=${p:-0} f=${f:-0} s=${s:-0}
     if [ "$f" -eq 0 ] && { [ "$status" != 0 ] || [ $((p + s)) -eq 0 ]; }; then
         f=1
     fi
-    printf '  %-24s %3d passed, %d failed, %d skipped\n' "$name" "$p" "$f" "$s"
+    printf '  %-24s %3d passed, %d failed, %d skipped%s\n' "$name" "$p" "$f" "$s" "${seconds:+, $seconds s}"
     if [ "$f" -ne 0 ]; then
         grep -aE 'ERROR|FAILED|error:|FAULT|skipped:|Sanitizer|runtime error' "$log" | head -n 40
         echo "    status $status; the whole: $log; again: DSV4_ORACLE=${DSV4_ORACLE-} $build/tests/$name"

@@ -29,8 +29,9 @@ noticed() {
 }
 fresh() {
     rm -rf "$copy/tree"
-    mkdir -p "$copy/tree"
-    cp -r ci spec ref host fast tests "$copy/tree/"
+    mkdir -p "$copy/tree/tests"
+    cp -r ci spec ref host fast "$copy/tree/"
+    cp tests/*.c "$copy/tree/tests/" # not the checkpoints that lie beside them
 }
 planted "rule without code" ref/mhc.c 's|/\* mhc.post.1: |/* |' 'rule mhc.post.1 has no code'
 planted "code without rule" spec/mhc.md 's/^- \*\*mhc.post.2\*\*/- /' 'has rule mhc.post.2, the spec has not'
