@@ -16,7 +16,7 @@ export DSV4_PROGRAM RUN_UNDER
 rm -f "$build"/tests/*.log "$build"/tests/*.status
 # shellcheck disable=SC2012,SC2086
 names=$(cd tests && ls $pattern.c | sed 's/\.c$//') || exit 1
-long="test_oracle test_fast_path test_oracle_fast test_fast_linear test_fast_amx test_fast_vectors test_synth
+long="test_oracle test_fast_path test_oracle_fast test_fast_linear test_fast_bf16 test_fast_vectors test_synth
       test_bench test_fast_core_attn test_logits test_fast_moe test_vectors"
 
 # The long ones first, so that none is left alone at the end.

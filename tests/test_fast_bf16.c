@@ -730,6 +730,24 @@ static void few_refusals(pair *t)
         expect_plain(t, FAST_MAP, &w, x, T);
         assert_int_equal(refused, 1);
     }
+    /* Scales that do not leave all codes normal and finite, though inputs times them would be. */
+    static const struct { uint8_t scale; float input; } extreme[] = {{9, 0x1p60f}, {247, 0x1p-60f}};
+    uint8_t *scales = (uint8_t *)(uintptr_t)w.scale;
+    for (int i = 0; i < 2; i++) {
+        const uint8_t before = scales[1];
+        float *far = floats(s, T * cols);
+        for (int j = 0; j < T * cols; j++)
+            far[j] = extreme[i].input;
+        memset(codes, 1, rows * cols); /* of little size */
+        scales[1] = extreme[i].scale;
+        expect_plain(t, FAST_MAP, &w, far, T);
+        assert_int_equal(refused, 1);
+        scales[1] = before;
+        taken = 0;
+        run(&t->tiles, job_of(FAST_MAP, &w, far, T, y));
+        assert_true(taken > 0 && refused == 1);
+    }
+    assert_string_equal(s->error.text, "");
     x[T * cols - 1] = 1;
     for (int i = 0; i < 2; i++) {
         t->tiles.deterministic = i == 0;
