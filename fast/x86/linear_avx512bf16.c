@@ -65,7 +65,7 @@ static int arrange(const float *x, int64_t x_stride, int64_t tokens, int64_t col
 
 /* ---- weights ---- */
 
-/* Where 32 rows are worked on. Behind the last row of a matrix it stands again; nobody looks at it there. */
+/* Where rows are worked on. Behind the last row of a matrix it stands again; nobody looks at it there. */
 typedef struct {
     const fast_product *p;
     int64_t first, last; /* rows: where it begins, and the last there is */
@@ -361,12 +361,13 @@ static void multiply_slice(const room *r, int64_t from, int64_t to)
         decode_fp4_pairs(r, from, to);
     for (int64_t t = 0; t < p->T; t += TOKENS) {
         const uint16_t *x = p->arranged + t / TOKENS * size + from * TOKENS;
+        const uint16_t *next = t + TOKENS < p->T ? x + size : x;
         const int64_t tokens = least(p->T - t, TOKENS);
         if (fused(p))
             add_fp4_tokens(r, 0, from, to, x, tokens, sums_at(r, t, 0));
         else
             for (int64_t i = 0; i < r->count; i += ROWS)
-                add_tokens(pairs_at(r, 0, i), x, padded(to - from), tokens, x + size, from > 0,
+                add_tokens(pairs_at(r, 0, i), x, padded(to - from), tokens, next, from > 0,
                            sums_at(r, t, i));
     }
 }
