@@ -30,6 +30,7 @@ AVX512 := -DFAST_AVX512 -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma 
 %_avx512.o:     ISA = $(AVX512)
 %_avx512vnni.o: ISA = $(AVX512) -mavx512vnni
 %_avx512bf16.o %_avx512vbmi.o: ISA = $(AVX512) -mavx512vbmi -mavx512bf16
+%/limits_avx512bf16.o: ISA = -mavx512f -mavx512bf16
 # make EMULATE_AMX=1 BUILD=..: the level amx in plain C, on any machine that has AVX-512.
 $(BUILD)/obj/fast/x86/%_amx.o $(BUILD)/obj/tests/emulated%amx.o: \
     ISA = $(AVX512) -mamx-tile -mamx-bf16 -mamx-int8

@@ -198,7 +198,8 @@ const fast_kernels *fast_level(const char *cap, dsv4_error *err)
         dsv4_fail(err, "instruction set '%s': expected portable, avx2, avx512, avx512bf16 or amx", cap);
         return NULL;
     }
-    while (rank_of(levels[count - 1]->name) > rank_of(cap))
+    while (rank_of(levels[count - 1]->name) > rank_of(cap) ||
+           (strcmp(levels[count - 1]->name, cap) != 0 && !is_default(levels[count - 1])))
         count--;
     return levels[count - 1];
 }

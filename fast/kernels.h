@@ -23,11 +23,12 @@ typedef struct {
 } fast_product;
 
 /* Rows follow one another: those to come are one stretch of memory, of which every step fetches its share, as
- * much as it reads. How far ahead, in bytes: groups of `bytes` bytes, enough for memory to answer. */
-static inline int64_t fast_bytes_ahead(int64_t bytes)
+ * much as it reads. Where that begins: behind as many groups of `bytes` bytes as memory needs to answer. Only
+ * to be fetched, for it may lie behind the last row. */
+static inline const unsigned char *fast_ahead(const unsigned char *group, int64_t bytes)
 {
     enum { ENOUGH = 8192 };
-    return (ENOUGH + bytes - 1) / bytes * bytes;
+    return (const unsigned char *)((uintptr_t)group + (uintptr_t)((ENOUGH + bytes - 1) / bytes * bytes));
 }
 
 typedef struct {

@@ -289,7 +289,7 @@ INLINE void dots(const fast_product *p, dsv4_dtype dtype, bool as_bf16, int rows
     }
     UNROLL for (int i = 0; i < tokens; i++)
         x[i] = p->x + (t + i) * p->x_stride;
-    const unsigned char *next = data[0] + fast_bytes_ahead(rows * row_bytes(m));
+    const unsigned char *next = fast_ahead(data[0], rows * row_bytes(m));
     for (int64_t s = 0; s < steps; s++) {
         if (rows > 1)
             fetch_ahead(next, rows * step_bytes(dtype), s);

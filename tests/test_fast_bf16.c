@@ -210,6 +210,8 @@ static void sizes(pair *t)
                 bool fits = dtypes[j] != DSV4_I8 && (!codes || kind != FAST_LINEAR);
                 int64_t rows = fits ? odd[at].rows : size[at].rows;
                 int64_t cols = fits ? odd[at].cols : size[at].cols;
+                if (dtypes[j] == DSV4_I8 && kind == FAST_MAP)
+                    cols = 32 * (1 + T % 13);
                 dsv4_matrix w = small_random_matrix(s, dtypes[j], rows, cols, 1);
                 float *x = inputs(s, T, cols), *y = floats(s, T * rows);
                 taken = 0;

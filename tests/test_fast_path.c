@@ -431,9 +431,9 @@ static void levels(void **state)
         assert_true(fast_configured_deterministic());
         unsetenv("DSV4_ISA");
     }
-    assert_ptr_equal(fast_level("amx", &err), level[count - 1]);
     /* What runs unasked is the last one, unless that is slower here than the one before. */
     const bool slower = strcmp(level[count - 1]->name, "avx512bf16") == 0 && !made_by_amd();
+    assert_ptr_equal(fast_level("amx", &err), level[count - 1 - slower]);
     assert_ptr_equal(fast_level("", &err), level[count - 1 - slower]);
     assert_ptr_equal(fast_level(NULL, &err), level[count - 1 - slower]);
     assert_null(fast_level("sse9", &err));

@@ -1,4 +1,4 @@
-/* bf16 numbers on their way to tiles: what kernels of amx have in common. */
+/* Numbers of few bits on their way to products: what the kernels for them have in common. */
 #ifndef DSV4_FAST_BF16_H
 #define DSV4_FAST_BF16_H
 
@@ -83,6 +83,32 @@ static inline __m512i upper_halves(__m512i low, __m512i high)
 static inline __m512i load_floats(const void *p, __mmask32 mask, int half)
 {
     return _mm512_maskz_loadu_epi32((__mmask16)(mask >> 16 * half), (const char *)p + 64 * half);
+}
+
+/* ---- scales ---- */
+
+static inline int least_byte(__m512i bytes)
+{
+    __m256i v = _mm256_min_epu8(_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1));
+    __m128i w = _mm_min_epu8(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
+    w = _mm_min_epu8(w, _mm_srli_epi16(w, 8)); /* the even ones, of both */
+    return _mm_extract_epi16(_mm_minpos_epu16(_mm_and_si128(w, _mm_set1_epi16(255))), 0);
+}
+
+/* Of no bytes, least is 255 and most 0. */
+typedef struct { int least, most; } bytes_range;
+
+static inline bytes_range range_of_bytes(const uint8_t *bytes, int64_t count)
+{
+    const __m512i ones = _mm512_set1_epi8(-1);
+    __m512i small = ones, large = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += 64) {
+        __mmask64 mask = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
+        __m512i some = _mm512_maskz_loadu_epi8(mask, bytes + i);
+        small = _mm512_mask_min_epu8(small, mask, small, some);
+        large = _mm512_max_epu8(large, some);
+    }
+    return (bytes_range){least_byte(small), 255 - least_byte(_mm512_xor_si512(large, ones))};
 }
 
 /* ---- codes ---- */

@@ -67,17 +67,14 @@ static bool scale_inputs(const fast_product *p, int64_t row, uint16_t *out)
 {
     const int64_t cols = p->w->cols, count = cols / BLOCK;
     const uint8_t *scales = p->w->scale + row / BLOCK * count;
-    int low = 255, high = 0;
-    for (int64_t i = 0; i < count; i++) {
-        low = scales[i] < low ? scales[i] : low;
-        high = scales[i] > high ? scales[i] : high;
-    }
-    if (low < LOW || high > HIGH)
+    const bytes_range range = range_of_bytes(scales, count);
+    if (range.least < LOW || range.most > HIGH)
         return false;
     for (int64_t t = 0; t < p->T; t++) {
         const uint16_t *x = p->arranged + t * arranged_size(cols);
         const extent e = extent_of(x);
-        if (e.bit == UNUSABLE || e.bit + low - 127 - 9 < LOWEST_NORMAL || e.top + high - 127 > HIGHEST)
+        if (e.bit == UNUSABLE || e.bit + range.least - 127 - 9 < LOWEST_NORMAL ||
+            e.top + range.most - 127 > HIGHEST)
             return false;
         for (int64_t i = 0; i < cols; i += DEPTH) {
             const __m512i exponent = _mm512_set1_epi16((short)((scales[i / BLOCK] - 127) * 128));
@@ -130,7 +127,7 @@ static inline __attribute__((always_inline)) void dots(const fast_product *p, co
 {
     const int64_t cols = p->w->cols;
     const unsigned char *data = (const unsigned char *)p->w->data + row * cols;
-    const unsigned char *next = data + fast_bytes_ahead(rows * cols);
+    const unsigned char *next = fast_ahead(data, rows * cols);
     __m512 sum[TOKENS][GROUP];
 #pragma GCC unroll 4
     for (int i = 0; i < tokens; i++)

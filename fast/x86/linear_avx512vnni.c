@@ -15,6 +15,7 @@
 #include <string.h>
 
 #include "fast/kernels.h"
+#include "fast/x86/bf16.h"
 #include "fast/x86/linear_few.h"
 
 enum {
@@ -149,27 +150,13 @@ static bool scales_fit(const dsv4_matrix *w, int64_t begin, int64_t end, const i
 {
     enum { LEAST = 1, MOST = 254 - 64, NOT_A_NUMBER = 255 };
     const uint8_t *scales = w->scale + begin * (w->cols / 32);
-    const int64_t count = (end - begin) * (w->cols / 32);
-    __m512i small = _mm512_set1_epi8(-1), large = _mm512_setzero_si512();
-    for (int64_t i = 0; i < count; i += 64) {
-        __mmask64 mask = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
-        __m512i some = _mm512_maskz_loadu_epi8(mask, scales + i);
-        small = _mm512_mask_min_epu8(small, mask, small, some);
-        large = _mm512_max_epu8(large, some);
-    }
-    uint8_t smallest[64], largest[64];
-    _mm512_storeu_si512(smallest, small);
-    _mm512_storeu_si512(largest, large);
-    int low = 255, high = 0, least = unit[0], most = unit[0];
-    for (int i = 0; i < 64; i++) {
-        low = smallest[i] < low ? smallest[i] : low;
-        high = largest[i] > high ? largest[i] : high;
-    }
+    const bytes_range range = range_of_bytes(scales, (end - begin) * (w->cols / 32));
+    int least = unit[0], most = unit[0];
     for (int64_t i = 0; i < w->cols / 32; i++) {
         least = unit[i] < least ? unit[i] : least;
         most = unit[i] > most ? unit[i] : most;
     }
-    return low + least >= LEAST && high + most <= MOST && high != NOT_A_NUMBER;
+    return range.least + least >= LEAST && range.most + most <= MOST && range.most != NOT_A_NUMBER;
 }
 
 /* A row's scales times the units of a token -> out [cols / 32]. quant.e8m0.1 */
@@ -239,7 +226,7 @@ static inline __attribute__((always_inline)) void dots(const fast_product *p, in
 {
     const int64_t cols = p->w->cols, bytes = cols / 2, room = cols / 32;
     const unsigned char *data = (const unsigned char *)p->w->data + row * bytes;
-    const unsigned char *next = data + fast_bytes_ahead(rows * bytes);
+    const unsigned char *next = fast_ahead(data, rows * bytes);
     const input_block *x = (const input_block *)arranged;
     const int32_t *digits = digits_of(arranged, cols);
     __m512 sum[GROUP];

@@ -21,27 +21,12 @@ static inline __m512i round_up(__m512i bits)
     return _mm512_mask_mov_epi32(sum, nan, bits);
 }
 
-static inline int least_byte(__m512i bytes)
-{
-    __m256i v = _mm256_min_epu8(_mm512_castsi512_si256(bytes), _mm512_extracti64x4_epi64(bytes, 1));
-    __m128i w = _mm_min_epu8(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
-    w = _mm_min_epu8(w, _mm_srli_epi16(w, 8)); /* the even ones, of both */
-    return _mm_extract_epi16(_mm_minpos_epu16(_mm_and_si128(w, _mm_set1_epi16(255))), 0);
-}
-
 /* The least of some scales of a row; UNUSABLE where one is out of [low, high], so that codes times it may
  * not be normal numbers. */
 static int least_scale(const uint8_t *scales, int64_t count, int low, int high)
 {
-    __m512i small = _mm512_set1_epi8(-1), large = _mm512_setzero_si512();
-    for (int64_t i = 0; i < count; i += 64) {
-        __mmask64 mask = count - i >= 64 ? ~0ull : (1ull << (count - i)) - 1;
-        __m512i some = _mm512_maskz_loadu_epi8(mask, scales + i);
-        small = _mm512_mask_min_epu8(small, mask, small, some);
-        large = _mm512_max_epu8(large, some);
-    }
-    int least = least_byte(small), most = 255 - least_byte(_mm512_xor_si512(large, _mm512_set1_epi8(-1)));
-    return least >= low && most <= high ? least : UNUSABLE;
+    const bytes_range range = range_of_bytes(scales, count);
+    return range.least >= low && range.most <= high ? range.least : UNUSABLE;
 }
 
 /* Decoders of columns [from, to) of a row -> out, filled up with zeros to a multiple of 32; they return the
