@@ -662,7 +662,7 @@ static void few_codes(pair *t)
 {
     enum { rows = 256, cols = 128, T = 4 };
     small *s = t->s;
-    static const int limit[] = {0, 1, 9, 10, 11, 60, 126, 127, 128, 200, 217, 218, 219, 246, 254};
+    static const int limit[] = {0, 1, 9, 10, 11, 20, 26, 27, 60, 126, 127, 128, 200, 217, 218, 219, 246, 254};
     for (int i = 0; i < (int)(sizeof limit / sizeof *limit); i++) {
         uint8_t *codes = small_alloc(s, rows * cols, 1), scales[2];
         memset(scales, limit[i], sizeof scales);
